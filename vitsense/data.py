@@ -1,0 +1,295 @@
+"""Images to calibrate and evaluate on: where they come from, and which are used for what."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from vitsense.errors import InputMissingError, UserInputError
+from vitsense.glyphs import GLYPH_CLASSES, render_glyph
+from vitsense.image_files import FolderStore, Store, TarStore, list_images
+from vitsense.models import Preprocessing
+
+GENERATED = "generated"
+"""Kind of the built-in images."""
+
+_TIMM_PREFIXES = ("hfds/", "hfids/", "wds/", "torch/", "tfds/", "hf/")
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class ImageSource:
+    """A numbered collection of images that are read on demand."""
+
+    spec: str
+    kind: str
+    labels: tuple[int, ...]
+    """Known without decoding; -1 where unknown."""
+    read: Callable[[int], tuple[bytes, Image.Image]]
+    """The bytes (for the digest) and the decoded image of a number."""
+    name: Callable[[int], str] = str
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label."""
+        return all(label >= 0 for label in self.labels)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class ImageSet:
+    """Images of one purpose in a fixed order, decoded again whenever they are needed."""
+
+    source: ImageSource
+    numbers: list[int] = field(default_factory=list)
+    digest: str = ""
+    """Over the bytes and labels of the images, in order."""
+    skipped: list[str] = field(default_factory=list)
+    """Names of images that could not be read and were left out."""
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a label."""
+        return all(self.source.labels[number] >= 0 for number in self.numbers)
+
+    def without_labels(self) -> ImageSet:
+        """The same images, their labels unknown."""
+        source = replace(self.source, labels=(-1,) * len(self.source))
+        return replace(self, source=source)
+
+    def batches(
+        self, preprocessing: Preprocessing, size: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Preprocessed images `(B, 3, H, W)` and labels `(B,)`, always in the same order."""
+        transform = preprocessing.transform()
+        for start in range(0, len(self), size):
+            numbers = self.numbers[start : start + size]
+            images = [transform(self.source.read(number)[1]) for number in numbers]
+            labels = torch.tensor([self.source.labels[number] for number in numbers])
+            yield torch.stack(images).to(device), labels.to(device)
+
+
+def open_source(spec: str | None) -> ImageSource:
+    """The images that ``--data`` names.
+
+    Args:
+        spec: None for the generated glyphs; a folder; a ``.tar``; or a timm data set
+            (``hfds/NAME``, ``wds/PATH``, ``torch/NAME``).
+
+    Raises:
+        InputMissingError: it is not there, cannot be reached, or is empty.
+        UserInputError: it cannot be understood.
+    """
+    if spec is None:
+        return _generated()
+    if spec.startswith(_TIMM_PREFIXES):
+        return _from_timm(spec)
+    path = Path(spec)
+    if not path.exists():
+        raise InputMissingError(
+            f"There is no folder or archive {spec!r}. --data takes a folder of class folders, a "
+            "folder of images (with labels.csv if there are labels), a .tar of either, or a timm "
+            "data set such as hfds/NAME."
+        )
+    store: Store = FolderStore(path) if path.is_dir() else TarStore(path)
+    listing = list_images(store, str(path))
+
+    def read(index: int) -> tuple[bytes, Image.Image]:
+        data = store.read(listing.files[index])
+        return data, decode(data)
+
+    return ImageSource(
+        spec=spec,
+        kind=listing.kind if path.is_dir() else "tar",
+        labels=listing.labels,
+        read=read,
+        name=lambda index: listing.files[index],
+        classes=listing.classes,
+    )
+
+
+def decode(data: bytes) -> Image.Image:
+    """An RGB image, upright, from the bytes of a file.
+
+    Raises:
+        OSError: the bytes are not a whole image.
+    """
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        layered = upright.convert("RGBA")
+        white = Image.new("RGBA", layered.size, "white")
+        return Image.alpha_composite(white, layered).convert("RGB")
+    if upright.mode.startswith("I;16") or upright.mode == "I":
+        sixteen = np.asarray(upright, dtype=np.float64) / 65535 * 255
+        return Image.fromarray(np.clip(sixteen, 0, 255).astype(np.uint8)).convert("RGB")
+    return upright.convert("RGB")
+
+
+_GLYPHS = 20_000  # more than anyone draws; each is made when it is read
+
+
+def _generated() -> ImageSource:
+    """The glyphs: the first 20,000 numbers are evaluation images, the others calibration images."""
+
+    def read(index: int) -> tuple[bytes, Image.Image]:
+        split = "calibration" if index >= _GLYPHS else "evaluation"
+        pixels, _ = render_glyph(split, index % _GLYPHS)
+        return pixels.tobytes(), Image.fromarray(pixels)
+
+    labels = tuple(index % _GLYPHS % len(GLYPH_CLASSES) for index in range(2 * _GLYPHS))
+    return ImageSource(
+        spec=GENERATED, kind=GENERATED, labels=labels, read=read, classes=GLYPH_CLASSES
+    )
+
+
+def _from_timm(spec: str) -> ImageSource:
+    from timm.data import create_dataset
+
+    try:
+        data: Any = create_dataset(spec, root=None, split="validation", is_training=False)
+        length = len(data)
+    except Exception as error:
+        # every backend raises its own types for a missing package, a missing set, no network
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputMissingError(
+            f"The data set {spec!r} cannot be opened ({reason[:200]}). Check its name, install the "
+            "package its prefix needs (hfds/: datasets, wds/: webdataset), or use a folder."
+        ) from error
+
+    def read(index: int) -> tuple[bytes, Image.Image]:
+        image, _ = data[index]
+        upright = image.convert("RGB")
+        return upright.tobytes(), upright
+
+    labels = tuple(int(data[index][1]) for index in range(length))
+    return ImageSource(spec=spec, kind="timm", labels=labels, read=read)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """How many images are wanted for what."""
+
+    evaluation: int
+    calibration: int
+    seed: int = 0
+    strict: bool = False
+    """Whether an image that cannot be read ends the run instead of being left out."""
+
+
+def draw_images(
+    source: ImageSource, draw: Draw, calibration_source: ImageSource | None = None
+) -> tuple[ImageSet, ImageSet]:
+    """Calibration and evaluation images, which never overlap.
+
+    The order is a permutation from the seed; evaluation takes from its front, calibration from its
+    back, so that no image can be in both. Images that cannot be read are replaced by the next.
+
+    Raises:
+        UserInputError: too few images, or the same image in both sources.
+    """
+    if source.kind == GENERATED:
+        return (
+            _decoded(source, iter(range(_GLYPHS, 2 * _GLYPHS)), draw.calibration, draw),
+            _decoded(source, iter(range(_GLYPHS)), draw.evaluation, draw),
+        )
+    if calibration_source is not None:
+        order = np.random.default_rng(draw.seed).permutation(len(calibration_source)).tolist()
+        calibration = _decoded(calibration_source, iter(order), draw.calibration, draw)
+        order = np.random.default_rng(draw.seed).permutation(len(source)).tolist()
+        evaluation = _decoded(source, iter(order), draw.evaluation, draw)
+        _refuse_overlap(calibration, evaluation)
+        return calibration, evaluation
+    if len(source) < 2:
+        raise UserInputError(f"{source.spec} has {len(source)} image; at least two are needed.")
+    order = np.random.default_rng(draw.seed).permutation(len(source)).tolist()
+    if draw.evaluation + draw.calibration > len(order):
+        # too few for both: a tenth, at most what was asked, calibrates and the rest evaluates
+        share = max(1, min(draw.calibration, len(order) // 10))
+        front, back = order[: len(order) - share], order[len(order) - share :]
+        calibration = _decoded(source, iter(back), share, draw)
+        return calibration, _decoded(source, iter(front), draw.evaluation, draw)
+    # both iterators stop where they would meet
+    reserve = order[draw.evaluation :][::-1]
+    calibration = _decoded(source, iter(reserve), draw.calibration, draw)
+    used = len(calibration) + len(calibration.skipped)
+    front = order[: len(order) - used]
+    return calibration, _decoded(source, iter(front), draw.evaluation, draw)
+
+
+def _decoded(
+    source: ImageSource, order: Iterator[int], wanted: int, draw: Draw
+) -> ImageSet:
+    found = ImageSet(source=source)
+    running = hashlib.sha256()
+    for index in order:
+        if len(found) == wanted:
+            break
+        try:
+            data, _ = source.read(index)
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            if draw.strict:
+                raise UserInputError(
+                    f"{source.name(index)} in {source.spec} cannot be read as an image ({error}); "
+                    "remove it or leave out --strict."
+                ) from error
+            found.skipped.append(source.name(index))
+            continue
+        running.update(data)
+        running.update(str(source.labels[index]).encode())
+        found.numbers.append(index)
+    if not found.numbers:
+        raise UserInputError(
+            f"No image of {source.spec} could be read ({len(found.skipped)} tried, first "
+            f"{found.skipped[0] if found.skipped else 'none'!r}): are these image files?"
+        )
+    found.digest = running.hexdigest()[:16]
+    return found
+
+
+def _refuse_overlap(calibration: ImageSet, evaluation: ImageSet) -> None:
+    def pixels(images: ImageSet) -> list[bytes]:
+        return [hashlib.sha256(images.source.read(n)[1].tobytes()).digest() for n in images.numbers]
+
+    seen = set(pixels(calibration))
+    both = sum(digest in seen for digest in pixels(evaluation))
+    if both:
+        raise UserInputError(
+            f"{both} evaluation images are also calibration images; the accuracies would flatter "
+            "the quantized model. Use a --calibration-data that shares no image with --data."
+        )
+
+
+def check_labels(source: ImageSource, num_classes: int, model: str) -> None:
+    """Refuse labels the model has no class for.
+
+    Raises:
+        UserInputError: a label is outside the model's classes, or folders cannot be matched.
+    """
+    highest = max(source.labels)
+    if highest >= num_classes:
+        raise UserInputError(
+            f"{source.spec} has the label {highest}, but {model} has {num_classes} classes "
+            f"(0 ... {num_classes - 1}): use data of the model's classes."
+        )
+    if source.classes is not None and source.kind != GENERATED and len(source.classes) != num_classes:
+        raise UserInputError(
+            f"{source.spec} has {len(source.classes)} class folders, but {model} has {num_classes} "
+            "classes, so folders cannot be matched to outputs. Name the folders by class index "
+            "(0, 1, ...), or put the images in one folder with a labels.csv (file,label)."
+        )

@@ -1,0 +1,60 @@
+"""The exception tree, and the exit code each branch maps to.
+
+::
+
+    VitsenseError                 4  internal: something we did not foresee
+    ├── GateFailedError           1  a limit the user set was exceeded
+    ├── UserInputError            2  an argument, a file's content or a combination is wrong
+    │   ├── SchemaVersionError    2  a file written by a newer version
+    │   ├── SiteMismatchError     2  a plan or result that belongs to another model
+    │   └── StaleResultError      2  a run folder made with other settings, weights or data
+    ├── InputMissingError         3  weights, data, a run or a plan cannot be found or reached
+    └── MeasurementError          4  a model could not be measured (not finite, not deterministic)
+
+Every message says what was wrong, the value seen, what is allowed, and what to do next.
+Exit code 0 is success, 130 an interruption (Ctrl-C or SIGTERM).
+"""
+
+from __future__ import annotations
+
+
+class VitsenseError(Exception):
+    """Anything vitsense raises on purpose."""
+
+    exit_code = 4
+
+
+class GateFailedError(VitsenseError):
+    """A limit set by the user (for example ``--fail-if-drop``) was exceeded."""
+
+    exit_code = 1
+
+
+class UserInputError(VitsenseError, ValueError):
+    """An argument, a file's content or a combination of options is wrong."""
+
+    exit_code = 2
+
+
+class SchemaVersionError(UserInputError):
+    """A file carries a schema that this version does not read."""
+
+
+class SiteMismatchError(UserInputError):
+    """A plan or result names other modules, or another model, than the one at hand."""
+
+
+class StaleResultError(UserInputError):
+    """A run folder holds results of other settings, weights or data."""
+
+
+class InputMissingError(VitsenseError):
+    """Weights, data, a run or a plan cannot be found or reached."""
+
+    exit_code = 3
+
+
+class MeasurementError(VitsenseError):
+    """The model could not be measured: not finite, not deterministic, no logits."""
+
+    exit_code = 4

@@ -1,0 +1,1 @@
+"""Pure tensor maths of quantization: formats, grids, rounding, ranges, distances."""

@@ -1,0 +1,21 @@
+"""The only place that touches a running model: hooks, the torch-function mode, and replay.
+
+`observing` visits the tensor at a site and may replace it; `Session` does the same many times and
+can compute only what comes after a module. After any use, also after an exception, the model is
+as it was found.
+"""
+
+from vitsense.observe.operations import Op
+from vitsense.observe.replay import ReplaySession
+from vitsense.observe.stack import intercepting, preserved
+from vitsense.observe.visiting import Observer, Visit, observing
+
+__all__ = [
+    "Observer",
+    "Op",
+    "ReplaySession",
+    "Visit",
+    "intercepting",
+    "observing",
+    "preserved",
+]

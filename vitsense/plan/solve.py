@@ -1,0 +1,273 @@
+"""Choose bit widths under a budget: a multiple-choice knapsack, solved exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitsense.errors import MeasurementError, SiteMismatchError, UserInputError
+from vitsense.plan.budget import Budget, BudgetKind
+from vitsense.plan.cost import FLOAT_BITS, Cost, cost_of
+from vitsense.plan.predict import DropModel, Prediction
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+PIN_BITS = 8
+"""Width of the first and the last weights unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Problem:
+    """Everything a choice depends on, for one model."""
+
+    modules: pd.DataFrame
+    """Rows of ``modules.csv``, in order."""
+    divergence: Mapping[str, Mapping[int, float]]
+    """Module -> bits -> nats, never rising with bits."""
+    total_params: int
+    pins: Mapping[str, int] = field(default_factory=dict)
+    ties: Sequence[Sequence[str]] = ()
+    """Groups of modules that must have equal bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """Bits for every module, with what they cost."""
+
+    bits: Mapping[str, int]
+    cost: Cost
+    prediction: Prediction
+
+
+def make_problem(
+    modules: pd.DataFrame,
+    sensitivity: pd.DataFrame,
+    total_params: int,
+    *,
+    pins: Mapping[str, int] | None = None,
+    ties: Sequence[Sequence[str]] = (),
+) -> Problem:
+    """Gather the measured cells of one model into a problem.
+
+    Args:
+        modules: ``modules.csv`` of the model.
+        sensitivity: ``sensitivity.csv`` of the model; only part ``both`` and measured rows count.
+        total_params: Of the whole model.
+        pins: Module -> bits; None pins the first and the last module with weights at 8 bits.
+        ties: Groups of modules that must have equal bits.
+
+    Raises:
+        MeasurementError: a module has no measured width.
+        SiteMismatchError: a pin or tie names an unknown module.
+    """
+    good = sensitivity[(sensitivity["status"] == "measured") & (sensitivity["part"] == "both")]
+    names = list(modules["module"])
+    divergence = {}
+    for name, rows in good.groupby("module", sort=False):
+        divergence[str(name)] = _monotone(rows["bits"].to_numpy(), rows["kl"].to_numpy(dtype=float))
+    missing = [name for name in names if name not in divergence]
+    if missing:
+        raise MeasurementError(
+            f"{len(missing)} modules were not measured with weights and activations together, first "
+            f"{missing[0]!r}; run vitsense analyze with --parts both."
+        )
+    chosen = default_pins(modules, divergence) if pins is None else dict(pins)
+    for name in [*chosen, *(n for group in ties for n in group)]:
+        if name not in divergence:
+            raise SiteMismatchError(f"The model has no module {name!r} to pin or tie.")
+    for name, width in chosen.items():
+        if width not in divergence[name]:
+            allowed = ", ".join(map(str, sorted(divergence[name])))
+            raise UserInputError(f"{name} cannot be pinned at {width} bits: measured are {allowed}.")
+    return Problem(
+        modules=modules.reset_index(drop=True),
+        divergence=divergence,
+        total_params=total_params,
+        pins=chosen,
+        ties=ties,
+    )
+
+
+def default_pins(
+    modules: pd.DataFrame, divergence: Mapping[str, Mapping[int, float]]
+) -> dict[str, int]:
+    """The first and the last module with weights, at 8 bits (or the widest measured below)."""
+    weighted = modules[modules["params"] > 0]["module"]
+    found = {}
+    for name in {weighted.iloc[0], weighted.iloc[-1]} if len(weighted) else set():
+        widths = [w for w in divergence[name] if w <= PIN_BITS]
+        if widths:
+            found[name] = max(widths)
+    return found
+
+
+def _monotone(bits: NDArray[np.int64], kl: NDArray[np.float64]) -> dict[int, float]:
+    """Divergence that never rises with bits: sampling noise is averaged out by isotonic regression."""
+    from scipy.optimize import isotonic_regression
+
+    order = np.argsort(bits)
+    smooth = isotonic_regression(kl[order], increasing=False).x
+    return {
+        int(b): max(float(v), 0.0) for b, v in zip(bits[order], smooth, strict=True)
+    }
+
+
+def solve(problem: Problem, budget: Budget, model: DropModel) -> Assignment:
+    """The choice of least summed divergence within the budget (of least bits, for MAX_DROP).
+
+    A module's width holds for its weight and its activations. Products have no weights and would
+    be free under a budget of average bits; there, the operations-weighted mean width of the
+    products must keep the same limit.
+
+    Raises:
+        UserInputError: the budget cannot be met; the least possible value is named.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    table = _Table(problem)
+    limits = table.limits(budget, model)
+    objective = table.kl if budget.kind is not BudgetKind.MAX_DROP else table.width
+    constraints = [LinearConstraint(table.one_each, 1, 1)]
+    if len(table.tied):
+        constraints.append(LinearConstraint(table.tied, 0, 0))
+    constraints += [LinearConstraint(row[None, :], -np.inf, limit) for row, limit in limits]
+    found = milp(
+        objective,
+        integrality=np.ones(len(objective)),
+        bounds=Bounds(0, 1),
+        constraints=constraints,
+        options={"mip_rel_gap": 0.0},
+    )
+    if found.x is None:
+        raise UserInputError(_infeasible(table, budget, model))
+    return table.assignment(np.flatnonzero(found.x > 0.5), model)
+
+
+def _infeasible(table: _Table, budget: Budget, model: DropModel) -> str:
+    narrow = table.assignment(table.extreme(np.argmin), model)
+    wide = table.assignment(table.extreme(np.argmax), model)
+    least = {
+        BudgetKind.AVG_BITS: narrow.cost.avg_bits,
+        BudgetKind.SIZE_MB: narrow.cost.size_mb,
+        BudgetKind.BITOPS_G: narrow.cost.bitops_g,
+        BudgetKind.MAX_DROP: wide.prediction.drop,
+    }[budget.kind]
+    return (
+        f"The budget {budget.text} cannot be met with the measured widths and the pinned modules; "
+        f"the least possible is {budget.kind.value}={least:.4g}. Raise it, unpin modules, or "
+        "measure narrower widths."
+    )
+
+
+class _Table:
+    """One column per (module, width): the milp's arrays."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        modules = problem.modules
+        self._names = list(modules["module"])
+        self._choices = [
+            (i, width)
+            for i, name in enumerate(self._names)
+            for width in sorted(problem.divergence[name])
+            if problem.pins.get(name, width) == width
+        ]
+        owner = np.array([i for i, _ in self._choices])
+        bits = np.array([width for _, width in self._choices], dtype=np.float64)
+        params, macs = (modules[c].to_numpy(dtype=np.float64)[owner] for c in ("params", "macs"))
+        self._owner, self._bits = owner, bits
+        self.one_each = (owner[None, :] == np.arange(len(self._names))[:, None]).astype(float)
+        self.kl = np.array([problem.divergence[self._names[i]][w] for i, w in self._choices])
+        is_product = params == 0
+        weights = max(float(modules["params"].sum()), 1.0)
+        products = modules.loc[modules["params"] == 0, "macs"].sum()
+        self._weight_bits = params * bits / weights
+        self._product_bits = is_product * macs * bits / max(float(products), 1.0)
+        self.width = self._weight_bits + self._product_bits
+        self._stored = params * bits / 8e6
+        self._bitops = macs * bits * bits / 1e9
+        self.tied = self._ties(problem.ties)
+
+    def _ties(self, ties: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+        """Rows that are zero when neighbours of a group have equal bits."""
+        rows = []
+        for group in ties:
+            numbers = [self._names.index(name) for name in group]
+            for a, b in zip(numbers, numbers[1:], strict=False):
+                rows.append(self._bits * (self._owner == a) - self._bits * (self._owner == b))
+        return np.array(rows) if rows else np.zeros((0, len(self._choices)))
+
+    def limits(
+        self, budget: Budget, model: DropModel
+    ) -> list[tuple[NDArray[np.float64], float]]:
+        """Rows and their upper limits."""
+        slack = 1e-9
+        if budget.kind is BudgetKind.AVG_BITS:
+            rows = [(self._weight_bits, budget.value + slack)]
+            if self._product_bits.any():
+                rows.append((self._product_bits, budget.value + slack))
+            return rows
+        if budget.kind is BudgetKind.SIZE_MB:
+            fixed = self.assignment(self.extreme(np.argmin), model)
+            rest = fixed.cost.size_mb - self._stored[self.extreme(np.argmin)].sum()
+            return [(self._stored, budget.value - float(rest) + slack)]
+        if budget.kind is BudgetKind.BITOPS_G:
+            return [(self._bitops, budget.value + slack)]
+        return [(self.kl, min(model.kl_at(budget.value), 1e6))]
+
+    def extreme(self, pick: np.ufunc | object) -> NDArray[np.int64]:
+        """Column numbers with the narrowest (``np.argmin``) or widest (``np.argmax``) widths."""
+        assert callable(pick)
+        return np.array(
+            [
+                np.flatnonzero(self._owner == i)[pick(self._bits[self._owner == i])]
+                for i in range(len(self._names))
+            ]
+        )
+
+    def assignment(self, columns: NDArray[np.int64], model: DropModel) -> Assignment:
+        bits = {self._names[self._choices[c][0]]: self._choices[c][1] for c in columns}
+        return assignment_of(self.problem, bits, model)
+
+
+def assignment_of(problem: Problem, bits: Mapping[str, int], model: DropModel) -> Assignment:
+    """Cost and prediction of bits that were chosen elsewhere."""
+    return Assignment(
+        bits=dict(bits),
+        cost=cost_of(problem.modules, bits, problem.total_params),
+        prediction=model.predict(summed_divergence(problem, bits)),
+    )
+
+
+def summed_divergence(problem: Problem, bits: Mapping[str, int]) -> float:
+    """Sum over modules of the one-at-a-time divergence at their bits, nats."""
+    return float(
+        sum(problem.divergence[name].get(w, 0.0) for name, w in bits.items() if w < FLOAT_BITS)
+    )
+
+
+def uniform(problem: Problem, width: int, *, pinned: bool = False) -> dict[str, int]:
+    """Every module at ``width``; with ``pinned``, the pinned ones at theirs."""
+    bits = dict.fromkeys(problem.modules["module"], width)
+    return bits | dict(problem.pins) if pinned else bits
+
+
+def pareto(problem: Problem, model: DropModel, points: int = 24) -> list[Assignment]:
+    """Exactly solved choices from the narrowest to the widest; dominated ones are left out."""
+    table = _Table(problem)
+    low = table.assignment(table.extreme(np.argmin), model).cost.avg_bits
+    high = table.assignment(table.extreme(np.argmax), model).cost.avg_bits
+    front: list[Assignment] = []
+    for value in np.linspace(low, high, points):
+        try:
+            found = solve(problem, Budget(BudgetKind.AVG_BITS, float(value)), model)
+        except UserInputError:
+            continue  # products at their narrowest may exceed the narrowest weights
+        if not front or found.prediction.kl < front[-1].prediction.kl - 1e-12:
+            front.append(found)
+    return front

@@ -1,0 +1,57 @@
+"""Where numbers come from: versions, machine, digests."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+_PACKAGES = (
+    "vitsense",
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "pandas",
+    "scipy",
+    "matplotlib",
+    "seaborn",
+    "typst",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number or a picture."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Operating system and processor, without anything that names a person or a place."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processors": os.cpu_count(),
+    }
+
+
+def command_line() -> list[str]:
+    """The command as it was typed, without the folder of the program."""
+    return ["vitsense", *sys.argv[1:]]
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """16 hex digits of SHA-256 over the parts in order."""
+    running = hashlib.sha256()
+    for part in parts:
+        running.update(part)
+    return running.hexdigest()[:16]

@@ -1,0 +1,259 @@
+"""The files of a run: names, schemas, atomic and durable writes. No torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitsense.errors import InputMissingError, SchemaVersionError, UserInputError
+from vitsense.schemas import SCHEMAS
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+RUN_SCHEMA = "vitsense.run/1"
+"""Schema of ``run.json``; a larger number after the slash is a newer version's."""
+
+DEFAULT_ROOT = Path("vitsense-runs")
+"""Where runs go unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, root: Path, name: str) -> RunFolder:
+        """A new folder ``<time>-<name>`` below ``root``.
+
+        Raises:
+            UserInputError: it cannot be made.
+        """
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-")[:80]
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+            path = root / f"{stamp}-{slug}{suffix}"
+            if not path.exists():
+                return cls.at(path)
+        raise UserInputError(f"Too many runs in {root} within one second.")
+
+    @classmethod
+    def at(cls, path: Path) -> RunFolder:
+        """The folder ``path``, made if it is not there.
+
+        Raises:
+            UserInputError: it cannot be made or written.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise UserInputError(
+                f"The folder {path} cannot be written ({error.strerror}); choose another with --out."
+            ) from error
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            InputMissingError: the folder is not there or holds no ``run.json``.
+        """
+        if not (path / "run.json").is_file():
+            raise InputMissingError(
+                f"{path} is not a run folder (no run.json in it); make one with vitsense analyze."
+            )
+        return cls(path)
+
+    @classmethod
+    def all_in(cls, root: Path = DEFAULT_ROOT) -> list[RunFolder]:
+        """The runs below ``root``, oldest first."""
+        found = root.glob("*/run.json") if root.is_dir() else ()
+        return [cls(p.parent) for p in sorted(found, key=lambda p: (p.stat().st_mtime, str(p)))]
+
+    @classmethod
+    def newest(cls, root: Path = DEFAULT_ROOT) -> RunFolder:
+        """The run that was written last.
+
+        Raises:
+            InputMissingError: there is none.
+        """
+        runs = cls.all_in(root)
+        if not runs:
+            raise InputMissingError(
+                f"There is no run in {root}; make one with vitsense analyze, or name its folder."
+            )
+        return runs[-1]
+
+    def read_run(self) -> dict[str, Any]:
+        """``run.json``.
+
+        Raises:
+            UserInputError: it is corrupt.
+            SchemaVersionError: a newer version wrote it.
+        """
+        return read_json(self.path / "run.json", RUN_SCHEMA)
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        """Replace ``run.json``."""
+        atomic_write(self.path / "run.json", json_text({"schema": RUN_SCHEMA, **run}))
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of the run, with typed columns; empty if it was not written yet.
+
+        Raises:
+            UserInputError: the file cannot be read or lacks columns.
+        """
+        import pandas as pd
+
+        columns = SCHEMAS[name]
+        path = self.path / f"{name}.csv"
+        if not path.is_file():
+            return pd.DataFrame({key: pd.Series(dtype=kind) for key, kind in columns.items()})
+        text = [key for key, kind in columns.items() if kind == "str"]
+        try:
+            frame = pd.read_csv(
+                path,
+                dtype=dict.fromkeys(text, "str"),
+                keep_default_na=False,
+                na_values={key: [""] for key in columns if key not in text},
+            )
+            return frame[list(columns)].astype(dict(columns))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserInputError(
+                f"{path} cannot be read ({error}); run vitsense analyze again with --out {self.path}."
+            ) from error
+
+    def write_table(self, name: str, frame: pd.DataFrame) -> None:
+        """Replace a table; its columns must be those of the schema."""
+        missing = [key for key in SCHEMAS[name] if key not in frame.columns]
+        assert not missing, f"table {name} lacks {missing}"
+        buffer = StringIO()
+        frame[list(SCHEMAS[name])].to_csv(buffer, index=False)
+        atomic_write(self.path / f"{name}.csv", buffer.getvalue())
+
+    def arrays(self, name: str) -> dict[str, NDArray[np.float64]]:
+        """The arrays of ``<name>.npz``; empty if it was not written yet."""
+        import numpy as np
+
+        path = self.path / f"{name}.npz"
+        if not path.is_file():
+            return {}
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
+
+    def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Replace ``<name>.npz``."""
+        import numpy as np
+
+        buffer = BytesIO()
+        np.savez_compressed(buffer, **dict(arrays))
+        atomic_write(self.path / f"{name}.npz", buffer.getvalue())
+
+    def plan_path(self, model: str | None = None) -> Path:
+        """``plan.json``, or the plan of another model of the run."""
+        if model is None:
+            return self.path / "plan.json"
+        return self.path / f"plan-{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}.json"
+
+    def append_state(self, record: Mapping[str, Any]) -> None:
+        """Add one result to ``state.jsonl`` and see it onto the disk."""
+        line = json.dumps(record, separators=(",", ":")) + "\n"
+        try:
+            with (self.path / "state.jsonl").open("ab") as stream:
+                stream.write(line.encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise UserInputError(_cannot_write(self.path / "state.jsonl", error)) from error
+
+    def read_state(self) -> list[dict[str, Any]]:
+        """The results so far; a last line that was torn by a crash is cut off the file."""
+        path = self.path / "state.jsonl"
+        if not path.is_file():
+            return []
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        records = []
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise UserInputError(
+                    f"{path} is damaged at line {number}; move it away to measure again."
+                ) from error
+        if len(whole) < len(data):
+            os.truncate(path, len(whole))
+        return records
+
+
+def read_json(path: Path, schema: str) -> dict[str, Any]:
+    """A JSON file that says it follows ``schema`` (``name/version``).
+
+    Raises:
+        InputMissingError: no such file.
+        UserInputError: not JSON, or of another kind.
+        SchemaVersionError: of a newer version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputMissingError(f"There is no file {path}.") from error
+    except (ValueError, OSError) as error:
+        raise UserInputError(f"{path} is not valid JSON ({error}); make it again.") from error
+    name, _, number = schema.partition("/")
+    seen = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(seen, str) or seen.partition("/")[0] != name:
+        raise UserInputError(f"{path} has the schema {seen!r}; expected {schema!r}.")
+    if not seen.partition("/")[2].isdigit() or int(seen.partition("/")[2]) > int(number):
+        raise SchemaVersionError(
+            f"{path} follows {seen!r}, this version reads up to {schema!r}: update vitsense."
+        )
+    checked: dict[str, Any] = data
+    return checked
+
+
+def json_text(value: Any) -> str:
+    """Readable JSON with a final newline; not-a-number is refused."""
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserInputError: the folder cannot be written or the disk is full; an earlier file is kept.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-", delete=False) as stream:
+            temporary = Path(stream.name)
+            stream.write(raw)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise UserInputError(_cannot_write(path, error)) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> str:
+    reason = error.strerror or str(error)
+    return f"{path} cannot be written ({reason}); free space or choose another folder with --out."

@@ -1,0 +1,1 @@
+"""What quantizing a module costs: outcomes with their sampling error, replay, the exact sweep."""

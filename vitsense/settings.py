@@ -1,0 +1,148 @@
+"""The settings of a run: frozen, checked when made, written into ``run.json``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from vitsense.errors import UserInputError
+
+ALLOWED_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
+"""Bit widths that can be measured."""
+
+
+class Part(Enum):
+    """Which sites of a module are quantized in a measurement."""
+
+    BOTH = "both"
+    WEIGHTS = "weights"
+    ACTIVATIONS = "activations"
+
+
+class WeightSource(Enum):
+    """Where the weights of a model come from."""
+
+    HUB = "hub"
+    FILE = "file"
+    RANDOM = "random"
+    ZOO = "zoo"
+    FACTORY = "factory"
+
+
+class Granule(Enum):
+    """Granularity of weight scales."""
+
+    TENSOR = "per_tensor"
+    CHANNEL = "per_channel"
+
+
+class RangeChoice(Enum):
+    """How ranges are chosen (`vitsense.numerics.ranges` says what they mean)."""
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    MSE = "mse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRequest:
+    """A model as the user asked for it."""
+
+    name: str
+    checkpoint: Path | None = None
+    weights: WeightSource = WeightSource.HUB
+
+    def __post_init__(self) -> None:
+        """Settle that a checkpoint means weights from a file."""
+        if self.checkpoint is not None and self.weights is WeightSource.HUB:
+            object.__setattr__(self, "weights", WeightSource.FILE)
+        if self.checkpoint is not None and self.weights is WeightSource.RANDOM:
+            raise UserInputError(
+                f"{self.name}: --checkpoint and --weights random contradict each other; drop one."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantSettings:
+    """How tensors are quantized when a module is measured."""
+
+    weight_granularity: Granule = Granule.CHANNEL
+    weight_range: RangeChoice = RangeChoice.MSE
+    activation_range: RangeChoice = RangeChoice.MSE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnalyzeSettings:
+    """Everything that decides the numbers of a run."""
+
+    model: ModelRequest
+    compares: tuple[ModelRequest, ...] = ()
+    data: str | None = None
+    """None: the generated glyphs."""
+    calibration_data: str | None = None
+    images: int = 1000
+    """Evaluation images."""
+    calibration: int = 128
+    """Calibration images."""
+    bits: tuple[int, ...] = (8, 6, 4, 3, 2)
+    parts: tuple[Part, ...] = (Part.BOTH,)
+    quant: QuantSettings = QuantSettings()
+    budget: str = "avg-bits=4"
+    batch: int | None = None
+    """Images per micro-batch; None: chosen from the memory the model needs."""
+    device: str = "auto"
+    seed: int = 0
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            UserInputError: one of them is out of range.
+        """
+        wrong = [b for b in self.bits if b not in ALLOWED_BITS]
+        if wrong or not self.bits:
+            allowed = ", ".join(map(str, ALLOWED_BITS))
+            seen = ", ".join(map(str, wrong)) or "nothing"
+            raise UserInputError(f"--bits has {seen}: use some of {allowed}, for example 8,6,4.")
+        if len(set(self.bits)) != len(self.bits):
+            raise UserInputError(f"--bits names a width twice: {self.bits}.")
+        for name, value, least in (
+            ("--images", self.images, 1),
+            ("--calibration", self.calibration, 1),
+            ("--batch-size", self.batch or 1, 1),
+            ("--seed", self.seed, 0),
+        ):
+            if value < least:
+                raise UserInputError(f"{name} is {value}: it must be at least {least}.")
+        if not self.parts:
+            raise UserInputError("--parts is empty: use both, weights or activations.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for ``run.json``."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    def differing(self, other: dict[str, Any]) -> list[str]:
+        """Names of settings that are not as in ``other`` (a `to_json` of an earlier run).
+
+        The budget and the device are left out: they change no measured number.
+        """
+        free = {"budget", "device"}
+        mine = self.to_json()
+        return sorted(
+            key for key in mine.keys() | other.keys()
+            if key not in free and mine.get(key) != other.get(key)
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value

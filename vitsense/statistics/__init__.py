@@ -1,0 +1,1 @@
+"""Streaming statistics of weights and activations: moments and histograms that merge."""
