@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
+    _Logs = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
 _Z = 1.96
 _LEAST_SCATTER = 0.2  # nobody's curve is known better than within 20 %
 _UNKNOWN_SCATTER = 1.0  # with too few informative points: a factor of 7 either way
-_ENOUGH = 3
+_ENOUGH = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +38,8 @@ class DropModel:
 
     A is what can be lost (full-precision accuracy minus chance). For small K the drop is c·K^g;
     divergences of single modules do not simply add up, which is what the exponent g is for. c and g
-    are fitted in the logarithm to whole plans that were measured (uniform widths); with fewer than
-    three informative ones, g = 1 and c comes from the single modules. The interval is the scatter
+    are fitted in the logarithm to whole plans that were measured (uniform widths) and the mean of
+    the single modules; with fewer than two informative plans, g = 1 and c is the modules'. The interval is the scatter
     of the fitted points about the curve (95 %), not only the error of the fit.
     """
 
@@ -97,24 +99,28 @@ def fit_drop_model(
         sums: Sum of single divergences of each plan in ``joint``, nats.
         ceiling: What can be lost, percentage points.
     """
+    kl = sensitivity["kl"].to_numpy(dtype=np.float64)
+    x, y, weight = _logs(kl, loss_columns(sensitivity), ceiling)
     plans = _logs(sums, loss_columns(joint), ceiling) if len(joint) else None
     if plans is not None and len(plans[0]) >= _ENOUGH:
+        if len(x):
+            # the modules' mean steadies the curve where single modules lie, at small divergence
+            plans = _with_mean_of(plans, (x, y, weight))
         x, y, weight = plans
         design = np.stack([np.ones_like(x), x])
         normal = (design * weight) @ design.T
-        log_c, exponent = np.linalg.solve(normal, (design * weight) @ y)
-        exponent = float(np.clip(exponent, 0.5, 2.0))
-        log_c = float(np.average(y - exponent * x, weights=weight))
+        exponent = float(np.clip(np.linalg.solve(normal, (design * weight) @ y)[1], 0.5, 2.0))
         basis = "plans"
     else:
-        kl = sensitivity["kl"].to_numpy(dtype=np.float64)
-        x, y, weight = _logs(kl, loss_columns(sensitivity), ceiling)
         exponent, basis = 1.0, "modules"
-        log_c = float(np.average(y - x, weights=weight)) if len(x) else math.log(10.0)
+    log_c = float(np.average(y - exponent * x, weights=weight)) if len(x) else math.log(10.0)
     residuals = y - log_c - exponent * x
     scatter = _UNKNOWN_SCATTER
-    if len(residuals) >= _ENOUGH:
-        scatter = max(float(np.sqrt(np.average(residuals**2, weights=weight))), _LEAST_SCATTER)
+    if len(residuals) > _ENOUGH:
+        # the curve has taken up to two degrees of freedom
+        freedom = len(residuals) / (len(residuals) - (2 if basis == "plans" else 1))
+        spread = float(np.sqrt(np.average(residuals**2, weights=weight) * freedom))
+        scatter = max(spread, _LEAST_SCATTER)
     return DropModel(
         ceiling=ceiling,
         log_c=log_c,
@@ -122,6 +128,17 @@ def fit_drop_model(
         scatter=scatter,
         points=len(x),
         basis=basis,
+    )
+
+
+def _with_mean_of(plans: _Logs, modules: _Logs) -> _Logs:
+    """The plans' points and one for all modules, weighted like the average plan's quarter."""
+    x, y, weight = modules
+    mean = float(plans[2].mean()) / 4
+    return (
+        np.append(plans[0], np.average(x, weights=weight)),
+        np.append(plans[1], np.average(y, weights=weight)),
+        np.append(plans[2], mean),
     )
 
 

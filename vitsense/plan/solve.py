@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -136,16 +139,34 @@ def solve(problem: Problem, budget: Budget, model: DropModel) -> Assignment:
     if len(table.tied):
         constraints.append(LinearConstraint(table.tied, 0, 0))
     constraints += [LinearConstraint(row[None, :], -np.inf, limit) for row, limit in limits]
-    found = milp(
-        objective,
-        integrality=np.ones(len(objective)),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        options={"mip_rel_gap": 0.0},
-    )
+    with _quiet_stdout():
+        found = milp(
+            objective,
+            integrality=np.ones(len(objective)),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": 0.0},
+        )
     if found.x is None:
         raise UserInputError(_infeasible(table, budget, model))
     return table.assignment(np.flatnonzero(found.x > 0.5), model)
+
+
+@contextmanager
+def _quiet_stdout() -> Iterator[None]:
+    """Keep HiGHS from writing to the process's standard output, which belongs to results.
+
+    Some of its builds print from C whatever the options say.
+    """
+    sys.stdout.flush()
+    kept, sink = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(sink)
 
 
 def _infeasible(table: _Table, budget: Budget, model: DropModel) -> str:

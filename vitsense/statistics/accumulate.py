@@ -18,6 +18,9 @@ from vitsense.statistics.moments import Moments
 _CHUNK = 1 << 18
 """Elements worked on at a time: the passes over a chunk stay in the processor's cache."""
 
+_FAR = 4.0
+"""Standard deviations of the mean from 0 beyond which the histogram counts deviations from it."""
+
 _COUNTED = 1 << 17
 """Elements of one visit that enter the histogram; a larger tensor is sampled evenly."""
 
@@ -50,6 +53,7 @@ class Accumulator:
         self._site = site
         self._sums: _Sums | None = None
         self._counts: Tensor | None = None
+        self._offset = 0.0
         self.heads: int | None = None
         """Attention heads of the tensors seen; None if the site has no head axis."""
 
@@ -71,6 +75,10 @@ class Accumulator:
     def _count(self, x: Tensor) -> None:
         flat = x.reshape(-1)  # copies a transposed tensor, which is cheaper than gathering from it
         sample = flat[:: _stride(len(flat))].contiguous()
+        if self._counts is None:
+            self._offset = _offset(sample)
+        if self._offset:
+            sample = sample - self._offset
         bins = (sample.view(torch.int32) >> SHIFT) & (BINS - 1)
         counts = torch.bincount(bins, minlength=BINS)
         self._counts = counts if self._counts is None else self._counts.add_(counts)
@@ -106,9 +114,19 @@ class Accumulator:
             minimum=low,
             maximum=high,
         )
-        return moments, Histogram(
-            counts.cpu().numpy().astype(np.int64), float(low.min()), float(high.max())
+        histogram = Histogram(
+            counts=counts.cpu().numpy().astype(np.int64),
+            minimum=float(low.min()),
+            maximum=float(high.max()),
+            offset=self._offset,
         )
+        return moments, histogram
+
+
+def _offset(sample: Tensor) -> float:
+    """The mean where values are far from 0 against their spread, else 0."""
+    std, mean = (float(number) for number in torch.std_mean(sample, correction=0))
+    return mean if math.isfinite(mean) and abs(mean) > _FAR * std else 0.0
 
 
 def _stride(elements: int) -> int:

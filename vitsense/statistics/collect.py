@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitsense.errors import MeasurementError
 from vitsense.observe import preserved
 from vitsense.observe.visiting import Visit, observer_of
 from vitsense.progress import NO_PROGRESS, Progress
@@ -50,8 +51,10 @@ class SiteStatistics:
     def sdam(self) -> float | None:
         """Standard deviation over channels of the mean absolute value, tensor units.
 
-        Source: the paper's SDAM ("standard deviation of the absolute mean"); its grouping could
-        not be verified from the published text, here it is over the channels of one site.
+        Source: Huang et al. 2024, "Quantization Variation" (TMLR, arXiv 2307.00331), SDAM
+        ("standard deviation of the absolute mean"). Which groups the paper takes the deviation
+        over could not be verified from its text; here it is the channels of one site, and the
+        population deviation (ddof 0).
         """
         return None if self.channels is None else float(np.std(self.channels.abs_mean))
 
@@ -69,7 +72,11 @@ class SiteStatistics:
         return self.histogram.tail_share(float(self.tensor.mean[0]), radius) if radius else 0.0
 
     def row(self) -> dict[str, Any]:
-        """The row of ``statistics.csv``, without the model."""
+        """The row of ``statistics.csv``, without the model.
+
+        None where a number does not exist: skewness and kurtosis of a constant tensor, SDAM and
+        the channel ratio of a tensor without channels. ``channels`` and ``heads`` are then 0.
+        """
         t = self.tensor
         return {
             "module": self.site.module,
@@ -78,8 +85,8 @@ class SiteStatistics:
             "count": int(t.count[0]),
             "mean": float(t.mean[0]),
             "variance": float(t.variance[0]),
-            "skewness": float(t.skewness[0]),
-            "kurtosis": float(t.kurtosis[0]),
+            "skewness": _number(t.skewness[0]),
+            "kurtosis": _number(t.kurtosis[0]),
             "minimum": float(t.minimum[0]),
             "maximum": float(t.maximum[0]),
             **{name: self.histogram.quantile(q) for name, q in QUANTILES.items()},
@@ -107,6 +114,10 @@ class SiteStatistics:
         return {name: np.asarray(value, dtype=np.float32) for name, value in found.items()}
 
 
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
 def collect_statistics(
     model: nn.Module,
     catalog: SiteCatalog,
@@ -124,9 +135,9 @@ def collect_statistics(
         progress: Told of every batch.
 
     Raises:
-        MeasurementError: a value is not finite, or a site saw nothing.
+        MeasurementError: there are no images, a value is not finite, or a site saw nothing.
     """
-    first_of = {}
+    first_of: dict[str, Site] = {}
     for site in catalog.sites:
         first_of.setdefault(site.tensor, site)
     accumulators = {site.id: Accumulator(site) for site in first_of.values()}
@@ -141,25 +152,34 @@ def collect_statistics(
             observer.run(images, visits)
             weights = False  # they are the same for every batch
             progress.advance(len(images))
+    if weights:
+        raise MeasurementError("There are no images to collect statistics from: pass at least one.")
     finished = {key: accumulator.finish() for key, accumulator in accumulators.items()}
     modules = {module.name: module for module in catalog}
-    return {
-        site.id: _statistics(site, modules[site.module], *finished[first_of[site.tensor].id])
-        for site in catalog.sites
-    }
+    found = {}
+    for site in catalog.sites:
+        source = first_of[site.tensor].id
+        heads = _heads(site, modules[site.module], accumulators[source])
+        found[site.id] = _statistics(site, heads, *finished[source])
+    return found
+
+
+def _heads(site: Site, module: SiteModule, seen: Accumulator) -> int | None:
+    """Heads of a tensor: of q, k and v weights from the model, else from the head axis."""
+    if site.is_weight:
+        return module.heads
+    if seen.heads is not None and module.heads not in (None, seen.heads):
+        return None  # the axis holds something else (einsum may order axes as it likes)
+    return seen.heads
 
 
 def _statistics(
-    site: Site, module: SiteModule, groups: Moments, histogram: Histogram
+    site: Site, heads: int | None, groups: Moments, histogram: Histogram
 ) -> SiteStatistics:
-    heads = None
-    if site.head_axis is not None or (site.is_weight and module.heads):
-        count = groups.groups if site.channel_axis is None else (module.heads or 1)
-        heads = groups.collapse(count) if groups.groups % count == 0 else None
     return SiteStatistics(
-        site=replace(site),
+        site=site,
         tensor=groups.collapse(),
         channels=None if site.channel_axis is None else groups,
-        heads=heads,
+        heads=groups.collapse(heads) if heads and groups.groups % heads == 0 else None,
         histogram=histogram,
     )

@@ -13,14 +13,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Moments:
     """Count, mean and central sums of ``G`` groups; every field is float64 `(G,)`.
 
     ``m2``, ``m3``, ``m4`` are sums of powers of deviations from the mean, in tensor units to that
-    power. Variance is the population variance (divided by the count).
+    power. Variance is the population variance (divided by the count, ddof 0). Arrays are
+    read-only: moments are values.
     """
 
     count: NDArray[np.float64]
@@ -33,9 +32,16 @@ class Moments:
     minimum: NDArray[np.float64]
     maximum: NDArray[np.float64]
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            array = np.asarray(getattr(self, field.name), dtype=np.float64).view()
+            array.flags.writeable = False
+            object.__setattr__(self, field.name, array)
+
     @classmethod
     def from_power_sums(
         cls,
+        *,
         count: float,
         shift: NDArray[np.float64],
         sums: NDArray[np.float64],
@@ -45,8 +51,11 @@ class Moments:
     ) -> Moments:
         """Moments from sums of powers 1 to 4, `(4, G)`, of the values minus ``shift``, `(G,)`.
 
+        A group of equal values gets exactly no variance, whatever was lost in the sums.
+
         Source: the binomial expansion of the central moments about the mean.
         """
+        constant = minimum == maximum
         s1, s2, s3, s4 = sums
         n = np.full_like(shift, count)
         mean = s1 / n
@@ -55,10 +64,10 @@ class Moments:
         m4 = np.maximum(s4 - 4 * mean * s3 + 6 * mean**2 * s2 - 3 * n * mean**4, 0.0)
         return cls(
             count=n,
-            mean=mean + shift,
-            m2=m2,
-            m3=m3,
-            m4=m4,
+            mean=np.where(constant, minimum, mean + shift),
+            m2=np.where(constant, 0.0, m2),
+            m3=np.where(constant, 0.0, m3),
+            m4=np.where(constant, 0.0, m4),
             abs_sum=abs_sum,
             minimum=minimum,
             maximum=maximum,
@@ -110,15 +119,17 @@ class Moments:
         Raises:
             SiteMismatchError: the numbers of groups differ.
 
-        Source: Chan, Golub and LeVeque 1979 (second moment); Pébay 2008, SAND2008-6212, section 3
-        (third and fourth). Written as the expansion about the joint mean, which is the same
-        update for any number of parts.
+        Source: Chan, Golub and LeVeque 1979 (second moment); Pébay 2008, SAND2008-6212, pairwise
+        update of central moments of arbitrary order (third and fourth). Written as the expansion
+        about the joint mean, which is the same update for any number of parts.
         """
         if self.groups != other.groups:
             raise SiteMismatchError(
                 f"Moments of {self.groups} and of {other.groups} groups cannot be merged."
             )
-        pair = {f.name: np.stack([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)}
+        pair = {
+            f.name: np.stack([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)
+        }
         return _union(pair)
 
     def collapse(self, parts: int = 1) -> Moments:
@@ -126,7 +137,14 @@ class Moments:
 
         ``collapse()`` gives the whole tensor; ``collapse(heads)`` the heads of channels that are
         ordered by head.
+
+        Raises:
+            SiteMismatchError: the groups cannot be divided evenly.
         """
+        if parts < 1 or self.groups % parts:
+            raise SiteMismatchError(
+                f"{self.groups} groups cannot be united into {parts} equally large parts."
+            )
         split = {
             f.name: getattr(self, f.name).reshape(parts, -1).T for f in fields(self)
         }  # (members, parts)

@@ -1,0 +1,44 @@
+"""vitsense shows where a vision model breaks under quantization.
+
+The public names are loaded when they are first used, so that ``import vitsense`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AnalyzeSettings": "vitsense.settings",
+    "Budget": "vitsense.plan.budget",
+    "ModelRequest": "vitsense.settings",
+    "Part": "vitsense.settings",
+    "Plan": "vitsense.plan.plan",
+    "QuantSettings": "vitsense.settings",
+    "RunFolder": "vitsense.runfolder",
+    "SiteCatalog": "vitsense.sites",
+    "VitsenseError": "vitsense.errors",
+    "WeightSource": "vitsense.settings",
+    "collect_statistics": "vitsense.statistics.collect",
+    "find_sites": "vitsense.discover",
+    "load_model": "vitsense.models",
+    "measure_exact": "vitsense.sensitivity.sweep",
+    "measure_joint": "vitsense.sensitivity.sweep",
+    "observing": "vitsense.observe",
+    "run_analysis": "vitsense.analyze",
+    "write_report": "vitsense.report",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'vitsense' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

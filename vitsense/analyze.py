@@ -1,0 +1,334 @@
+"""One run from models to plans: the order of the stages, what is kept, and how a run continues."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vitsense import provenance
+from vitsense.analyze_model import ModelTables, analyze_model
+from vitsense.data import (
+    GENERATED,
+    Draw,
+    ImageSet,
+    ImageSource,
+    check_labels,
+    draw_images,
+    open_source,
+)
+from vitsense.errors import StaleResultError, UserInputError
+from vitsense.models import LoadedModel, load_model
+from vitsense.progress import NO_PROGRESS, Progress
+from vitsense.runfolder import DEFAULT_ROOT, RunFolder
+from vitsense.settings import AnalyzeSettings, WeightSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FEW_IMAGES = 500
+"""Below this many evaluation images the report warns."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunRecord:
+    """What ``run.json`` holds, filled as the run goes on."""
+
+    settings: AnalyzeSettings
+    status: str = "running"
+    models: list[dict[str, Any]] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    commands: list[list[str]] = field(default_factory=list)
+    verdict: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "status": self.status,
+            "settings": self.settings.to_json(),
+            "fingerprint": fingerprint(self),
+            "provenance": {
+                "versions": provenance.versions(),
+                "machine": provenance.machine(),
+                "seed": self.settings.seed,
+            },
+            "models": self.models,
+            "data": self.data,
+            "timings": {key: round(value, 2) for key, value in self.timings.items()},
+            "warnings": self.warnings,
+            "commands": self.commands,
+            "verdict": self.verdict,
+        }
+
+
+def fingerprint(record: RunRecord) -> dict[str, str]:
+    """Everything, by name, that must be equal for old numbers to be used again."""
+    found = {f"weights of {m['key']}": m["weights_digest"] for m in record.models}
+    found["evaluation images"] = record.data["evaluation_digest"]
+    found["calibration images"] = record.data["calibration_digest"]
+    found["vitsense version"] = provenance.versions()["vitsense"]
+    return found
+
+
+def run_analysis(
+    settings: AnalyzeSettings,
+    *,
+    out: Path | None = None,
+    root: Path = DEFAULT_ROOT,
+    progress: Progress = NO_PROGRESS,
+    command: list[str] | None = None,
+) -> RunFolder:
+    """Measure, compare and plan; continue where an interrupted run of equal settings stopped.
+
+    Args:
+        settings: What to measure.
+        out: The run folder; None makes one below ``root``, or continues an unfinished equal one.
+        root: Where new runs go.
+        progress: Told of everything that takes long.
+        command: The command line, for the report.
+
+    Raises:
+        StaleResultError: ``out`` holds results of other settings, weights, data or version.
+        VitsenseError: see `vitsense.errors`.
+    """
+    device = pick_device(settings.device)
+    models = _load_models(settings, device)
+    source = open_source(settings.data)
+    calibration, evaluation = _images(settings, source, models)
+    record = RunRecord(settings=settings, commands=[command or provenance.command_line()])
+    record.models = [describe(model) for model in models]
+    record.data = describe_data(source, calibration, evaluation)
+    record.warnings = warnings_of(settings, models, source, evaluation)
+    run = _folder(settings, record, out, root, progress)
+    for model in models:
+        for note in model.notes:
+            progress.note(note)
+    run.write_run(record.to_json())
+    with _status_kept(run, record):
+        tables = []
+        state = run.read_state()
+        for model, entry in zip(models, record.models, strict=True):
+            progress.note(f"{model.key}: {model.resolved.name}, {model.params:,} parameters")
+            started = time.monotonic()
+            labelled = labelled_for(source, model)
+            images = evaluation if labelled else evaluation.without_labels()
+            found = analyze_model(
+                model, settings, calibration, images, run, state, device, progress
+            )
+            entry.update(fp=found.fp, seconds=round(time.monotonic() - started, 2), **found.facts)
+            record.timings[model.key] = time.monotonic() - started
+            record.verdict += found.verdict
+            tables.append(found)
+            _write_tables(run, tables)
+            found.plan.save(run.plan_path(None if model is models[0] else model.key))
+            run.write_run(record.to_json())
+    return run
+
+
+@contextmanager
+def _status_kept(run: RunFolder, record: RunRecord) -> Iterator[None]:
+    """Write how the run ended, whatever ended it."""
+    try:
+        yield
+    except BaseException:
+        record.status = "interrupted"
+        run.write_run(record.to_json())
+        raise
+    record.status = "complete"
+    run.write_run(record.to_json())
+
+
+def pick_device(text: str) -> torch.device:
+    """``auto`` is the first GPU if there is one.
+
+    Raises:
+        UserInputError: the device is unknown or not there.
+    """
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(text)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserInputError(
+            f"The device {text!r} cannot be used ({reason}); use cpu, cuda, cuda:0 or auto."
+        ) from error
+    return device
+
+
+def _load_models(settings: AnalyzeSettings, device: torch.device) -> list[LoadedModel]:
+    loaded: list[LoadedModel] = []
+    for request in (settings.model, *settings.compares):
+        model = load_model(request, device)
+        taken = [other.key for other in loaded]
+        if model.key in taken:
+            number = 2 + sum(key.startswith(f"{model.key}#") for key in taken)
+            model = load_model(request, device, key=f"{model.key}#{number}")
+        loaded.append(model)
+    return loaded
+
+
+def _images(
+    settings: AnalyzeSettings, source: ImageSource, models: list[LoadedModel]
+) -> tuple[ImageSet, ImageSet]:
+    for model in models:
+        if labelled_for(source, model) and source.kind != GENERATED:
+            check_labels(source, model.num_classes, model.key)
+    draw = Draw(
+        evaluation=settings.images,
+        calibration=settings.calibration,
+        seed=settings.seed,
+        strict=settings.strict,
+    )
+    other = None
+    if settings.calibration_data is not None:
+        other = open_source(settings.calibration_data)
+    return draw_images(source, draw, other)
+
+
+def labelled_for(source: ImageSource, model: LoadedModel) -> bool:
+    """Whether the labels of ``source`` are classes of ``model``."""
+    if source.kind == GENERATED:
+        return source.classes is not None and model.resolved.source.value == "zoo"
+    return source.labelled
+
+
+def _folder(
+    settings: AnalyzeSettings,
+    record: RunRecord,
+    out: Path | None,
+    root: Path,
+    progress: Progress,
+) -> RunFolder:
+    if out is not None:
+        if (out / "run.json").is_file():
+            run = RunFolder.open(out)
+            refuse_stale(run, record)
+            return run
+        return RunFolder.at(out)
+    for run in reversed(RunFolder.all_in(root)):
+        earlier = run.read_run()
+        if earlier.get("status") != "complete" and not _differing(earlier, record):
+            progress.note(f"Continuing {run.path}, which was not finished.")
+            return run
+    names = [settings.model.name, *(c.name for c in settings.compares)]
+    return RunFolder.create(root, "-vs-".join(n.rpartition("/")[2] for n in names))
+
+
+def refuse_stale(run: RunFolder, record: RunRecord) -> None:
+    """Refuse to mix results.
+
+    Raises:
+        StaleResultError: naming what differs.
+    """
+    differing = _differing(run.read_run(), record)
+    if differing:
+        raise StaleResultError(
+            f"{run.path} holds results of another run; different are: {', '.join(differing)}. "
+            "Use another --out, or delete the folder."
+        )
+
+
+def _differing(earlier: Mapping[str, Any], record: RunRecord) -> list[str]:
+    found = record.settings.differing(earlier.get("settings", {}))
+    old, new = earlier.get("fingerprint", {}), fingerprint(record)
+    return found + sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+
+
+def describe(model: LoadedModel) -> dict[str, Any]:
+    """The model's entry in ``run.json``."""
+    p = model.preprocessing
+    return {
+        "key": model.key,
+        "requested": model.request.name,
+        "name": model.resolved.name,
+        "source": model.resolved.source.value,
+        "family": model.family.value,
+        "weights": "zoo" if model.resolved.source.value == "zoo" and model.request.checkpoint is None
+        and model.request.weights is WeightSource.HUB else model.request.weights.value,
+        "checkpoint": None if model.request.checkpoint is None else model.request.checkpoint.name,
+        "weights_digest": model.digest,
+        "num_classes": model.num_classes,
+        "params": model.params,
+        "input_size": list(p.input_size),
+        "mean": list(p.mean),
+        "std": list(p.std),
+        "interpolation": p.interpolation,
+        "crop_pct": p.crop_pct,
+        "notes": list(model.notes),
+        "fp": None,
+        "seconds": None,
+    }
+
+
+def describe_data(
+    source: ImageSource, calibration: ImageSet, evaluation: ImageSet
+) -> dict[str, Any]:
+    """The data's entry in ``run.json``."""
+    return {
+        "spec": source.spec,
+        "kind": source.kind,
+        "labelled": evaluation.labelled,
+        "images_total": len(source),
+        "calibration": len(calibration),
+        "evaluation": len(evaluation),
+        "calibration_spec": calibration.source.spec,
+        "skipped": [*calibration.skipped, *evaluation.skipped],
+        "evaluation_digest": evaluation.digest,
+        "calibration_digest": calibration.digest,
+    }
+
+
+def warnings_of(
+    settings: AnalyzeSettings,
+    models: list[LoadedModel],
+    source: ImageSource,
+    evaluation: ImageSet,
+) -> list[str]:
+    """What a reader of the numbers must know first."""
+    found = []
+    random = [m.key for m in models if m.request.weights is WeightSource.RANDOM]
+    if random:
+        found.append(
+            f"Random weights ({', '.join(random)}): the numbers show the mechanics only and say "
+            "nothing about trained models."
+        )
+    if source.kind == GENERATED:
+        found.append(
+            "Generated images (printed characters), not photographs: the numbers hold for this "
+            "data set only."
+        )
+    unlabelled = [m.key for m in models if not labelled_for(source, m)]
+    if unlabelled:
+        found.append(
+            f"No labels for {', '.join(unlabelled)}: agreement with the full-precision model takes "
+            "the place of accuracy everywhere."
+        )
+    if len(evaluation) < FEW_IMAGES:
+        found.append(
+            f"Only {len(evaluation)} evaluation images: intervals are wide; {FEW_IMAGES} or more "
+            "are advised."
+        )
+    if len(evaluation) < settings.images:
+        found.append(f"{settings.images} images were asked for, {len(evaluation)} were there.")
+    skipped = len(evaluation.skipped)
+    if skipped:
+        found.append(f"{skipped} images could not be read and were left out.")
+    return found
+
+
+def _write_tables(run: RunFolder, tables: list[ModelTables]) -> None:
+    import pandas as pd
+
+    for name in tables[0].frames:
+        run.write_table(name, pd.concat([t.frames[name] for t in tables], ignore_index=True))
+    for name in tables[0].arrays:
+        run.write_arrays(name, {k: v for t in tables for k, v in t.arrays[name].items()})

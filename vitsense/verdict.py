@@ -1,0 +1,88 @@
+"""The run in a few sentences, from its tables. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def verdict(
+    model: str,
+    fp: Mapping[str, Any] | None,
+    sensitivity: pd.DataFrame,
+    joint: pd.DataFrame,
+) -> list[str]:
+    """Sentences about one model; numbers with their 95 % intervals.
+
+    Args:
+        model: Its key.
+        fp: Full-precision accuracy (top1, top1_low, top1_high, n), None without labels.
+        sensitivity: ``sensitivity.csv`` of the model.
+        joint: ``joint.csv`` of the model.
+    """
+    lines = []
+    if fp is not None:
+        lines.append(
+            f"{model}: full precision {fp['top1']:.1f} % top-1 "
+            f"({fp['top1_low']:.1f} to {fp['top1_high']:.1f}, {fp['n']} images)."
+        )
+    plans = joint.set_index("plan")
+    for name, words in (("uniform-8", "8 bits everywhere"), ("uniform-4", "4 bits everywhere")):
+        if name in plans.index:
+            lines.append(f"{model}: {words} {loss_text(plans.loc[name])}.")
+    if "recommended" in plans.index:
+        row = plans.loc["recommended"]
+        lines.append(
+            f"{model}: the recommended plan ({row['avg_bits']:.2f} bits on average, "
+            f"{row['size_mb']:.2f} MB) {loss_text(row)}."
+        )
+    worst = worst_modules(sensitivity)
+    if worst is not None:
+        names, share, bits = worst
+        lines.append(
+            f"{model}: {len(names)} modules cause {share:.0f} % of the divergence at {bits} bits: "
+            f"{', '.join(names)}."
+        )
+    return lines
+
+
+def loss_text(row: Mapping[str, Any]) -> str:
+    """``loses 1.2 points (0.4 to 2.0)``, or agreement where there are no labels."""
+    if row["drop"] is not None and not math.isnan(float(row["drop"])):
+        value, low, high = (float(row[k]) for k in ("drop", "drop_low", "drop_high"))
+        span = f"({low:.1f} to {high:.1f})"
+        if low <= 0 <= high:
+            return f"loses {value:.1f} points {span}, not distinguishable from zero"
+        verb = "loses" if value > 0 else "gains"
+        if value < 0:
+            span = f"({-high:.1f} to {-low:.1f})"
+        return f"{verb} {abs(value):.1f} points {span}"
+    return (
+        f"keeps the class of {float(row['agreement']):.1f} % of the images "
+        f"({float(row['agreement_low']):.1f} to {float(row['agreement_high']):.1f})"
+    )
+
+
+def decisive_bits(sensitivity: pd.DataFrame) -> int | None:
+    """The width at which modules are compared: 4 if measured, else the one nearest to it."""
+    widths = sorted(set(sensitivity["bits"]))
+    return min(widths, key=lambda w: (abs(w - 4), w)) if widths else None
+
+
+def worst_modules(
+    sensitivity: pd.DataFrame, most: int = 5
+) -> tuple[list[str], float, int] | None:
+    """The modules with the largest divergence at the decisive width, and their share of the sum."""
+    good = sensitivity[(sensitivity["status"] == "measured") & (sensitivity["part"] == "both")]
+    bits = decisive_bits(good)
+    if bits is None:
+        return None
+    kl = good[good["bits"] == bits].set_index("module")["kl"].astype(float)
+    if kl.sum() <= 0:
+        return None
+    top = kl.sort_values(ascending=False, kind="stable")[:most]
+    return list(top.index), 100 * float(top.sum() / kl.sum()), bits
