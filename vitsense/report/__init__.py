@@ -1,1 +1,6 @@
-"""."""
+"""The report: one document composed from a run's tables, rendered as HTML and as PDF. No torch."""
+
+from vitsense.report.compose import compose
+from vitsense.report.write import write_report
+
+__all__ = ["compose", "write_report"]

@@ -70,10 +70,10 @@ class Accumulator:
         if self._sums is None:
             self._sums = _started(grouped)
         _add(self._sums, grouped, exact=self._site.is_weight)
-        self._count(x)
+        self._count(grouped)
 
     def _count(self, x: Tensor) -> None:
-        flat = x.reshape(-1)  # copies a transposed tensor, which is cheaper than gathering from it
+        flat = x.reshape(-1)  # copies a slice of a projection: cheaper than gathering from it
         sample = flat[:: _stride(len(flat))].contiguous()
         if self._counts is None:
             self._offset = _offset(sample)
@@ -84,7 +84,7 @@ class Accumulator:
         self._counts = counts if self._counts is None else self._counts.add_(counts)
 
     def finish(self) -> tuple[Moments, Histogram]:
-        """Moments of the groups and the histogram of all.
+        """Moments of the groups and the histogram of all; nothing may be visited afterwards.
 
         Raises:
             MeasurementError: nothing was visited, a value was not finite, or the fourth power of
@@ -115,7 +115,7 @@ class Accumulator:
             maximum=high,
         )
         histogram = Histogram(
-            counts=counts.cpu().numpy().astype(np.int64),
+            counts=counts.cpu().numpy(),
             minimum=float(low.min()),
             maximum=float(high.max()),
             offset=self._offset,
@@ -125,7 +125,8 @@ class Accumulator:
 
 def _offset(sample: Tensor) -> float:
     """The mean where values are far from 0 against their spread, else 0."""
-    std, mean = (float(number) for number in torch.std_mean(sample, correction=0))
+    mean = float(sample.mean())
+    std = float(torch.linalg.vector_norm(sample - mean)) / math.sqrt(len(sample))
     return mean if math.isfinite(mean) and abs(mean) > _FAR * std else 0.0
 
 

@@ -1,0 +1,178 @@
+"""From a run's tables to the document: what is shown, and in which order."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from vitsense.compare import compare_models, findings
+from vitsense.report.compose_model import compose_model
+from vitsense.report.document import Document, Profile
+from vitsense.report.formatters import count, percent, short
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vitsense.compare import Comparison
+    from vitsense.runfolder import RunFolder
+
+
+def compose(run: RunFolder) -> Document:
+    """Everything the report says about a run.
+
+    Raises:
+        UserInputError: a file of the run is damaged.
+        InputMissingError: the run holds no measurement yet.
+    """
+    record = run.read_run()
+    tables = {
+        name: run.table(name)
+        for name in ("modules", "statistics", "sensitivity", "joint", "pareto", "pareto_bits", "coverage")
+    }
+    measured = set(tables["sensitivity"]["model"])
+    entries = [entry for entry in record["models"] if entry["key"] in measured]
+    if not entries:
+        from vitsense.errors import InputMissingError
+
+        raise InputMissingError(
+            f"{run.path} holds no finished measurement yet; continue it with vitsense analyze "
+            f"--out {run.path}."
+        )
+    comparison = compare_models(tables["modules"], tables["statistics"], tables["sensitivity"])
+    families = {entry["key"]: entry["family"] for entry in entries}
+    labelled = bool(tables["sensitivity"]["drop"].notna().any())
+    models = tuple(
+        compose_model(run, entry, tables, first=entry is record["models"][0]) for entry in entries
+    )
+    warnings = list(record.get("warnings", ()))
+    if record.get("status") != "complete":
+        warnings.insert(0, f"This run is not finished ({record.get('status')}); results are partial.")
+    names = " against ".join(entry["key"] for entry in entries)
+    return Document(
+        title=f"{names}: sensitivity to quantization",
+        question=(
+            f"Which modules of {names} break when they are quantized, and how many bits does each "
+            "need?"
+        ),
+        warnings=tuple(warnings),
+        loss="drop of top-1" if labelled else "loss of agreement",
+        loss_unit="percentage points" if labelled else "% of images",
+        images=int(record["data"]["evaluation"]),
+        bits=comparison.bits if comparison else 0,
+        models=models,
+        findings=tuple(f.sentence for f in findings(comparison, tables["joint"], families))
+        if comparison
+        else (),
+        profiles=_profiles(comparison, families) if comparison else (),
+        roles=_roles(comparison) if comparison else (),
+        method=_method(record),
+        commands=tuple(shlex.join(command) for command in record.get("commands", ())),
+        files=_FILES,
+    )
+
+
+_SERIES = (
+    "kl",
+    "activation_kurtosis",
+    "activation_variance",
+    "activation_channel_max_to_median",
+)
+
+
+def _profiles(comparison: Comparison, families: Mapping[str, str]) -> tuple[Profile, ...]:
+    found = []
+    for model, family in families.items():
+        part = comparison.per_module[comparison.per_module["model"] == model]
+        series = {
+            name: tuple(None if v != v else float(v) for v in part[name].astype(float))
+            for name in _SERIES
+        }
+        found.append(
+            Profile(
+                model=model,
+                family=family,
+                depth=tuple(float(v) for v in part["depth"]),
+                series=series,
+            )
+        )
+    return tuple(found)
+
+
+def _roles(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
+    head = (
+        "Model",
+        "Role",
+        "Modules",
+        "Weights",
+        "Share of divergence",
+        "Median divergence (nats)",
+        "Median excess kurtosis",
+        "Median share beyond 6 sigma",
+    )
+    rows = [
+        (
+            row["model"],
+            row["role"],
+            str(row["modules"]),
+            count(row["params"]),
+            f"{row['kl_share']:.1f} %",
+            short(row["kl_median"]),
+            short(row["kurtosis"]),
+            percent(row["outliers_6"]),
+        )
+        for row in comparison.by_role.to_dict("records")
+    ]
+    return (head, *rows)
+
+
+def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    settings, data = record["settings"], record["data"]
+    quant = settings["quant"]
+    versions = record["provenance"]["versions"]
+    machine = record["provenance"]["machine"]
+    seconds = sum(record.get("timings", {}).values())
+    return (
+        ("Measurement", "exact: every module at every width on every image, one module at a time"),
+        (
+            "Drop",
+            "full-precision minus quantized top-1 on the same images, percentage points; interval "
+            "for paired proportions after Agresti and Min (2005), 95 %",
+        ),
+        (
+            "Divergence",
+            "Kullback-Leibler divergence of the quantized from the full-precision class "
+            "probabilities, mean over images, nats; Student's t interval, 95 %",
+        ),
+        (
+            "Weights",
+            f"symmetric, {quant['weight_granularity'].replace('_', ' ')}, range by "
+            f"{quant['weight_range']}",
+        ),
+        ("Activations", f"affine, per tensor, range by {quant['activation_range']} on calibration"),
+        (
+            "Not quantized",
+            "normalization, softmax, activation functions, residual sums; see coverage",
+        ),
+        (
+            "Whole plans",
+            "divergences of single modules are summed and mapped to a drop by a curve fitted to "
+            "plans that were measured; the interval is the scatter about the curve",
+        ),
+        ("Images", f"{data['evaluation']} evaluation, {data['calibration']} calibration, disjoint"),
+        ("Data", f"{data['spec']} (digest {data['evaluation_digest']})"),
+        ("Seed", str(settings["seed"])),
+        ("Time", f"{seconds:.0f} s on {machine['processors']} processors ({machine['machine']})"),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items() if v != "not installed")),
+    )
+
+
+_FILES = (
+    ("sensitivity.csv", "every cell with intervals"),
+    ("statistics.csv", "moments, quantiles and outliers of every tensor"),
+    ("modules.csv", "modules with role, size and operations"),
+    ("joint.csv", "whole plans, predicted and measured"),
+    ("pareto.csv, pareto_bits.csv", "the Pareto front and its bits"),
+    ("coverage.csv", "what gets no quantizer"),
+    ("channels.npz, histograms.npz", "per-channel moments and histograms"),
+    ("report.json", "everything in this report, as data"),
+)

@@ -1,0 +1,327 @@
+"""One model's part of the document."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitsense.report.document import (
+    Card,
+    Distribution,
+    FrontPoint,
+    HeatCell,
+    ModelReport,
+    ModuleRow,
+    PlanRow,
+    Status,
+)
+from vitsense.report.formatters import count, number, percent, short, span
+from vitsense.verdict import verdict, worst_modules
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vitsense.runfolder import RunFolder
+
+WORST = 12
+"""Modules whose distributions are shown."""
+
+LEVELS = 20
+_LEAST_KL, _MOST_KL = 1e-4, 3.0  # ends of the colour scale, nats
+
+
+def compose_model(
+    run: RunFolder, entry: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], *, first: bool
+) -> ModelReport:
+    """Everything about the model of ``entry`` (one of ``run.json``'s models)."""
+    key = entry["key"]
+    mine = {name: frame[frame["model"] == key] for name, frame in tables.items()}
+    plan_path = run.plan_path(None if first else key)
+    plan_text = plan_path.read_text(encoding="utf-8") if plan_path.is_file() else "{}"
+    sensitivity = _shown(mine["sensitivity"])
+    widths = tuple(sorted({int(b) for b in sensitivity["bits"]}, reverse=True))
+    joint = mine["joint"]
+    plans = joint[~joint["plan"].str.startswith("only-")]
+    groups = joint[joint["plan"].str.startswith("only-")]
+    return ModelReport(
+        key=key,
+        name=entry["name"],
+        family="vision transformer" if entry["family"] == "vit" else "ConvNet",
+        facts=_facts(entry, len(mine["modules"])),
+        verdict=tuple(
+            line.removeprefix(f"{key}: ")
+            for line in verdict(key, entry.get("fp"), sensitivity, joint)
+        ),
+        cards=tuple(_cards(entry, joint, sensitivity)),
+        widths=widths,
+        rows=tuple(_rows(mine["modules"], sensitivity, json.loads(plan_text), widths)),
+        distributions=tuple(_distributions(run, key, mine["statistics"], sensitivity)),
+        plans=tuple(_plan_row(row) for row in plans.to_dict("records")),
+        groups=tuple(_plan_row(row) for row in groups.to_dict("records")),
+        front=tuple(_front(mine["pareto"], mine["pareto_bits"], mine["modules"])),
+        marks=tuple(_marks(plans)),
+        coverage=tuple(
+            (row["name"], row["operation"], row["reason"], count(int(row["params"])))
+            for row in mine["coverage"].to_dict("records")
+        ),
+        plan_json=plan_text,
+    )
+
+
+def _shown(sensitivity: pd.DataFrame) -> pd.DataFrame:
+    """The part that is shown: weights and activations together where that was measured."""
+    parts = list(dict.fromkeys(sensitivity["part"]))
+    part = "both" if "both" in parts else parts[0]
+    return sensitivity[sensitivity["part"] == part].assign(part="both")
+
+
+def _facts(entry: Mapping[str, Any], modules: int) -> tuple[tuple[str, str], ...]:
+    size = "x".join(map(str, entry["input_size"]))
+    weights = {
+        "hub": "pretrained, from the hub",
+        "file": f"from the file {entry['checkpoint']}",
+        "random": "random",
+        "zoo": "shipped with vitsense",
+    }.get(entry["weights"], entry["weights"])
+    return (
+        ("Architecture", f"{entry['name']} ({entry['source']})"),
+        ("Weights", f"{weights}, digest {entry['weights_digest']}"),
+        ("Parameters", f"{entry['params']:,}"),
+        ("Input", f"{size}, {entry['interpolation']}, crop {entry['crop_pct']:g}"),
+        ("Classes", str(entry["num_classes"])),
+        ("Modules measured", str(modules)),
+    )
+
+
+def _loss(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Loss with its interval: the drop, or 100 minus agreement where there are no labels."""
+    if _known(row["drop"]):
+        return float(row["drop"]), float(row["drop_low"]), float(row["drop_high"])
+    return (
+        100 - float(row["agreement"]),
+        100 - float(row["agreement_high"]),
+        100 - float(row["agreement_low"]),
+    )
+
+
+def _known(value: Any) -> bool:
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def _cards(
+    entry: Mapping[str, Any], joint: pd.DataFrame, sensitivity: pd.DataFrame
+) -> list[Card]:
+    cards = []
+    fp = entry.get("fp")
+    if fp:
+        cards.append(
+            Card(
+                label="Full precision, top-1",
+                value=f"{fp['top1']:.1f} %",
+                detail=f"{span(fp['top1_low'], fp['top1_high'])} %, {fp['n']} images",
+            )
+        )
+    plans = {row["plan"]: row for row in joint.to_dict("records")}
+    for name, label in (("uniform-8", "8 bits everywhere"), ("uniform-4", "4 bits everywhere")):
+        if name in plans:
+            cards.append(_loss_card(label, plans[name]))
+    if "recommended" in plans:
+        row = plans["recommended"]
+        label = f"Recommended, {row['avg_bits']:.1f} bits, {row['size_mb']:.2f} MB"
+        cards.append(_loss_card(label, row))
+    worst = worst_modules(sensitivity)
+    if worst is not None:
+        names, share, bits = worst
+        cards.append(
+            Card(
+                label=f"{len(names)} worst modules",
+                value=f"{share:.0f} %",
+                detail=f"of the summed divergence at {bits} bits",
+            )
+        )
+    return cards
+
+
+def _loss_card(label: str, row: Mapping[str, Any]) -> Card:
+    value, low, high = _loss(row)
+    if low > 1.0:
+        status, word = Status.BAD, "breaks"
+    elif high <= 1.0:
+        status, word = Status.GOOD, "holds"
+    else:
+        status, word = Status.CAUTION, "uncertain"
+    # minus in front: the card shows the change of accuracy a reader would see
+    shown = f"{number(-value)} points" if value else "0.0 points"
+    return Card(
+        label=label,
+        value=shown,
+        detail=f"{span(-high, -low)}; divergence {short(float(row['kl']))} nats",
+        status=status,
+        word=word,
+    )
+
+
+def _rows(
+    modules: pd.DataFrame,
+    sensitivity: pd.DataFrame,
+    plan: Mapping[str, Any],
+    widths: tuple[int, ...],
+) -> list[ModuleRow]:
+    planned = {m["name"]: m for m in plan.get("modules", ())}
+    cells = {(r["module"], int(r["bits"])): r for r in sensitivity.to_dict("records")}
+    rows = []
+    for row in modules.sort_values("index").to_dict("records"):
+        name = row["module"]
+        chosen = planned.get(name, {})
+        rows.append(
+            ModuleRow(
+                index=int(row["index"]),
+                name=name,
+                role=row["role"],
+                block=row["block"] or row["stage"],
+                params=count(int(row["params"])) if row["params"] else "none",
+                bits=int(chosen.get("bits", 0)),
+                pinned=bool(chosen.get("pinned", False)),
+                reason=str(chosen.get("reason", "")),
+                cells=tuple(_cell(width, cells.get((name, width))) for width in widths),
+            )
+        )
+    return rows
+
+
+def _cell(bits: int, row: Mapping[str, Any] | None) -> HeatCell:
+    if row is None or row["status"] != "measured":
+        reason = "it was not measured" if row is None else str(row["reason"])
+        return HeatCell(
+            bits=bits, text="\u2013", detail=f"Not measured: {reason}", sort=-1, level=0, noise=False
+        )
+    value, low, high = _loss(row)
+    kl = float(row["kl"])
+    noise = bool(low <= 0)
+    detail = (
+        f"{number(value, 2)} ({span(low, high, 2)}); divergence {short(kl)} nats "
+        f"({short(float(row['kl_low']))} to {short(float(row['kl_high']))})"
+    )
+    return HeatCell(
+        bits=bits,
+        text=number(value),
+        detail=detail + ("; not distinguishable from zero" if noise else ""),
+        sort=kl,
+        level=heat_level(kl),
+        noise=noise,
+    )
+
+
+def heat_level(kl: float) -> int:
+    """Colour of a divergence, 0 to 20, on a logarithmic scale from 0.0001 to 3 nats."""
+    if kl <= _LEAST_KL:
+        return 0
+    place = math.log(kl / _LEAST_KL) / math.log(_MOST_KL / _LEAST_KL)
+    return round(LEVELS * min(place, 1.0))
+
+
+def _distributions(
+    run: RunFolder, key: str, statistics: pd.DataFrame, sensitivity: pd.DataFrame
+) -> list[Distribution]:
+    """The heaviest-tailed tensor of each of the worst modules."""
+    worst = worst_modules(sensitivity, WORST)
+    if worst is None:
+        return []
+    arrays = run.arrays("histograms")
+    found = []
+    for name in worst[0]:
+        sites = statistics[statistics["module"] == name]
+        if sites.empty:
+            continue
+        row = sites.sort_values("kurtosis", ascending=False, kind="stable").iloc[0]
+        edges = arrays.get(f"{key}|{row['site']}|edges")
+        counts = arrays.get(f"{key}|{row['site']}|counts")
+        if edges is not None and counts is not None:
+            found.append(_distribution(row, edges, counts))
+    return found
+
+
+def _distribution(row: Any, edges: Any, counts: Any) -> Distribution:
+    deviation = math.sqrt(float(row["variance"])) or 1.0
+    low, high = ((float(e) - float(row["mean"])) / deviation for e in (edges[0], edges[-1]))
+    logs = np.log10(1 + np.asarray(counts, dtype=float))
+    heights = tuple(round(float(v), 3) for v in logs / max(float(logs.max()), 1e-9))
+    role = str(row["site"]).rpartition(":")[2].replace("_", " ")
+    outliers = percent(float(row["outliers_6"]))
+    kurtosis = short(float(row["kurtosis"]))
+    return Distribution(
+        site=role,
+        module=str(row["module"]),
+        edges=(round(low, 3), round(high, 3)),
+        heights=heights,
+        kurtosis=kurtosis,
+        outliers=outliers,
+        variance=short(float(row["variance"])),
+        summary=(
+            f"Histogram of {row['module']}, {role}: from {number(low)} to {number(high)} standard "
+            f"deviations, excess kurtosis {kurtosis}, {outliers} of the values beyond 6 sigma."
+        ),
+    )
+
+
+def _plan_row(row: Mapping[str, Any]) -> PlanRow:
+    value, low, high = _loss(row)
+    predicted = "\u2013"
+    if _known(row["predicted_drop"]):
+        predicted = (
+            f"{number(row['predicted_drop'])} ({span(row['predicted_low'], row['predicted_high'])})"
+        )
+    return PlanRow(
+        name=_plan_name(str(row["plan"])),
+        bits=f"{row['avg_bits']:.2f}",
+        size=f"{row['size_mb']:.2f}",
+        bitops=f"{row['bitops_g']:.2f}",
+        predicted=predicted,
+        measured=f"{number(value)} ({span(low, high)})",
+        divergence=f"{short(float(row['kl']))} ({short(float(row['kl_low']))} to "
+        f"{short(float(row['kl_high']))})",
+    )
+
+
+_GROUPS = {"mhsa": "attention (MHSA)", "ffn": "feed-forward (FFN)", "q": "Q", "k": "K", "v": "V"}
+
+
+def _plan_name(name: str) -> str:
+    kind, _, value = name.partition("-")
+    if kind == "uniform":
+        return f"{value} bits everywhere"
+    if kind == "pareto":
+        return f"mixed, about {value} bits"
+    if kind == "only":
+        group, _, bits = value.partition("@")
+        return f"only {_GROUPS.get(group, group)} at {bits} bits"
+    return name
+
+
+def _front(pareto: pd.DataFrame, bits: pd.DataFrame, modules: pd.DataFrame) -> list[FrontPoint]:
+    order = list(modules.sort_values("index")["module"])
+    by_point = {int(p): dict(zip(g["module"], g["bits"], strict=True)) for p, g in bits.groupby("point")}
+    return [
+        FrontPoint(
+            avg_bits=round(float(row["avg_bits"]), 3),
+            size_mb=round(float(row["size_mb"]), 4),
+            bitops_g=round(float(row["bitops_g"]), 4),
+            drop=round(float(row["predicted_drop"]), 3),
+            low=round(float(row["predicted_low"]), 3),
+            high=round(float(row["predicted_high"]), 3),
+            bits=tuple(int(by_point[int(row["point"])][name]) for name in order),
+        )
+        for row in pareto.to_dict("records")
+    ]
+
+
+def _marks(plans: pd.DataFrame) -> list[tuple[str, float, float, float, float]]:
+    found = []
+    for row in plans.to_dict("records"):
+        value, low, high = _loss(row)
+        found.append((str(row["plan"]), float(row["size_mb"]), value, low, high))
+    return found

@@ -1,0 +1,167 @@
+"""What the report says, as plain data: the content of ``report.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any
+
+REPORT_SCHEMA = "vitsense.report/1"
+"""Schema of ``report.json``."""
+
+
+class Status(str, Enum):
+    """How a number is to be taken; always shown as symbol and word, never by colour alone."""
+
+    GOOD = "good"
+    CAUTION = "caution"
+    BAD = "bad"
+    PLAIN = "plain"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """One number that matters."""
+
+    label: str
+    value: str
+    detail: str
+    status: Status = Status.PLAIN
+    word: str = ""
+    """The status in a word."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeatCell:
+    """One module at one width."""
+
+    bits: int
+    text: str
+    """The loss, ``-`` where it was not measured."""
+    detail: str
+    """Loss and divergence with intervals, or the reason why there is none."""
+    sort: float
+    """Divergence, nats; -1 where not measured."""
+    level: int
+    """Colour, 0 (harmless) to 20."""
+    noise: bool
+    """Whether the loss is not distinguishable from zero."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleRow:
+    """One module in the table."""
+
+    index: int
+    name: str
+    role: str
+    block: str
+    params: str
+    bits: int
+    pinned: bool
+    reason: str
+    cells: tuple[HeatCell, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distribution:
+    """The histogram of one tensor, for a small picture."""
+
+    site: str
+    module: str
+    edges: tuple[float, float]
+    """Ends of the 64 equal bins, in standard deviations from the mean."""
+    heights: tuple[float, ...]
+    """Logarithm of the counts, 0 to 1."""
+    kurtosis: str
+    outliers: str
+    variance: str
+    summary: str
+    """In words, for people who do not see the picture."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRow:
+    """A whole plan: predicted against measured."""
+
+    name: str
+    bits: str
+    size: str
+    bitops: str
+    predicted: str
+    measured: str
+    divergence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """A point of the Pareto front."""
+
+    avg_bits: float
+    size_mb: float
+    bitops_g: float
+    drop: float
+    low: float
+    high: float
+    bits: tuple[int, ...]
+    """In the order of the module table."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReport:
+    """Everything about one model."""
+
+    key: str
+    name: str
+    family: str
+    facts: tuple[tuple[str, str], ...]
+    verdict: tuple[str, ...]
+    cards: tuple[Card, ...]
+    widths: tuple[int, ...]
+    rows: tuple[ModuleRow, ...]
+    distributions: tuple[Distribution, ...]
+    plans: tuple[PlanRow, ...]
+    groups: tuple[PlanRow, ...]
+    front: tuple[FrontPoint, ...]
+    marks: tuple[tuple[str, float, float, float, float], ...]
+    """Measured plans in the Pareto figure: name, size (MB), loss, low, high."""
+    coverage: tuple[tuple[str, str, str, str], ...]
+    plan_json: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One model's values along relative depth, for the comparison figure."""
+
+    model: str
+    family: str
+    depth: tuple[float, ...]
+    series: Mapping[str, tuple[float | None, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """The whole report."""
+
+    title: str
+    question: str
+    warnings: tuple[str, ...]
+    loss: str
+    """What is lost: ``drop of top-1`` or ``loss of agreement``."""
+    loss_unit: str
+    images: int
+    bits: int
+    """The width at which modules are compared."""
+    models: tuple[ModelReport, ...]
+    findings: tuple[str, ...]
+    profiles: tuple[Profile, ...]
+    roles: tuple[tuple[str, ...], ...]
+    """Rows of the table by role, the first being its head."""
+    method: tuple[tuple[str, str], ...]
+    commands: tuple[str, ...]
+    files: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"schema": REPORT_SCHEMA, **asdict(self)}

@@ -1,0 +1,48 @@
+"""Numbers as text, with one rule for each kind."""
+
+from __future__ import annotations
+
+import math
+
+MINUS = "\u2212"
+
+
+def number(value: float, digits: int = 1) -> str:
+    """A number with a real minus sign; negative zero is zero."""
+    text = f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("-")
+    return text.replace("-", MINUS)
+
+
+def span(low: float, high: float, digits: int = 1) -> str:
+    """``0.4 to 2.0``."""
+    return f"{number(low, digits)} to {number(high, digits)}"
+
+
+def short(value: float) -> str:
+    """Two significant digits, for quantities over many magnitudes."""
+    if not math.isfinite(value):
+        return "infinite" if value > 0 else "unknown"
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if magnitude < -4 or magnitude >= 6:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+    return number(value, max(1 - magnitude, 0))
+
+
+def count(value: int) -> str:
+    """``1.2 M``, ``36.9 k`` or the number itself."""
+    if value >= 1_000_000:
+        return f"{value / 1e6:.1f} M"
+    return f"{value / 1e3:.1f} k" if value >= 1000 else str(value)
+
+
+def percent(value: float) -> str:
+    """A share (0 to 1) in percent, with enough digits to see that it is not zero."""
+    hundred = 100 * value
+    if 0 < hundred < 0.01:
+        return "< 0.01 %"
+    return f"{hundred:.2f} %" if hundred < 1 else f"{hundred:.1f} %"

@@ -1,0 +1,74 @@
+"""Document to PDF, by typst: contents, page numbers, tags, and the same numbers as the HTML."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+from vitsense.errors import InputMissingError, VitsenseError
+from vitsense.glyphs import font_folder
+from vitsense.report.compose_model import LEVELS
+from vitsense.report.document import Document
+from vitsense.report.figures import COLOURS, Picture, cividis
+from vitsense.report.html import template_root
+from vitsense.report.svg import histogram_path
+
+
+def render_pdf(document: Document, pictures: dict[str, Picture]) -> bytes:
+    """The report as a tagged PDF (PDF/UA-1), byte for byte the same every time.
+
+    The document travels as a JSON file and is never pasted into typst source, so that names with
+    markup in them stay text.
+
+    Raises:
+        InputMissingError: typst is not installed.
+    """
+    if find_spec("typst") is None:
+        raise InputMissingError(
+            "The PDF needs the typst package: pip install typst, or make the HTML alone with "
+            "vitsense report --html."
+        )
+    import typst
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        source = (template_root() / "report.typ").read_text(encoding="utf-8")
+        (root / "report.typ").write_text(source, encoding="utf-8")
+        (root / "data.json").write_text(
+            json.dumps(_page_data(document, pictures), ensure_ascii=False), encoding="utf-8"
+        )
+        for name, picture in pictures.items():
+            (root / f"{name}.svg").write_text(picture.svg, encoding="utf-8")
+        for i, model in enumerate(document.models):
+            for j, small in enumerate(model.distributions):
+                (root / f"small-{i}-{j}.svg").write_text(
+                    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 220 72">'
+                    f'<path d="{histogram_path(small)}" fill="{COLOURS[i % 4]}"/></svg>',
+                    encoding="utf-8",
+                )
+        try:
+            made = typst.compile(
+                str(root / "report.typ"),
+                root=folder,
+                font_paths=[str(font_folder())],
+                ignore_system_fonts=True,
+                format="pdf",
+                pdf_standards="ua-1",
+                timestamp=0,
+            )
+        except typst.TypstError as error:
+            raise VitsenseError(
+                f"The PDF could not be typeset ({error}); the HTML is complete without it."
+            ) from error
+    assert isinstance(made, bytes)
+    return made
+
+
+def _page_data(document: Document, pictures: dict[str, Picture]) -> dict[str, object]:
+    words = {
+        name: {"title": p.title, "alt": p.alt, "reading": p.reading} for name, p in pictures.items()
+    }
+    return {"d": asdict(document), "pictures": words, "heat": cividis(LEVELS)}
