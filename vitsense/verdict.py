@@ -54,17 +54,20 @@ def loss_text(row: Mapping[str, Any]) -> str:
     """``loses 1.2 points (0.4 to 2.0)``, or agreement where there are no labels."""
     if row["drop"] is not None and not math.isnan(float(row["drop"])):
         value, low, high = (float(row[k]) for k in ("drop", "drop_low", "drop_high"))
-        span = f"({low:.1f} to {high:.1f})"
         if low <= 0 <= high:
-            return f"loses {value:.1f} points {span}, not distinguishable from zero"
-        verb = "loses" if value > 0 else "gains"
+            return f"has a drop of {_points(value, low, high)}, not distinguishable from zero"
         if value < 0:
-            span = f"({-high:.1f} to {-low:.1f})"
-        return f"{verb} {abs(value):.1f} points {span}"
+            return f"gains {_points(-value, -high, -low)}"
+        return f"loses {_points(value, low, high)}"
     return (
         f"keeps the class of {float(row['agreement']):.1f} % of the images "
         f"({float(row['agreement_low']):.1f} to {float(row['agreement_high']):.1f})"
     )
+
+
+def _points(value: float, low: float, high: float) -> str:
+    text = f"{value + 0.0:.1f} points ({low + 0.0:.1f} to {high + 0.0:.1f})"
+    return text.replace("-0.0", "0.0").replace("-", "\u2212")
 
 
 def decisive_bits(sensitivity: pd.DataFrame) -> int | None:

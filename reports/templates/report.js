@@ -69,6 +69,9 @@
     var front = data.models[Number(section.dataset.model)].front;
     var slider = box.querySelector("input"), out = box.querySelector("output");
     var chosen = rows.map(function (row) { return row.querySelector(".bits").dataset.v; });
+    var nearest = 0, mean = Number(box.dataset.avg);
+    front.forEach(function (p, i) { if (Math.abs(p.avg - mean) < Math.abs(front[nearest].avg - mean)) { nearest = i; } });
+    slider.value = nearest;
     box.hidden = false;
     function show(bits) {
       rows.forEach(function (row, i) {
@@ -88,7 +91,7 @@
         "). As a plan: vitsense plan --budget avg-bits=" + p.avg.toFixed(3);
     }
     slider.addEventListener("input", pick);
-    box.querySelector(".reset").addEventListener("click", function () { show(chosen); out.textContent = ""; });
+    box.querySelector(".reset").addEventListener("click", function () { slider.value = nearest; show(chosen); out.textContent = ""; });
   });
 
   // printing shows everything

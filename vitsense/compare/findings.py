@@ -27,7 +27,10 @@ class Finding:
     """One sentence and the numbers in it."""
 
     key: str
+    headline: str
+    """What was found, in a few words."""
     sentence: str
+    """The numbers behind it, with intervals."""
     value: float
     low: float
     high: float
@@ -73,19 +76,21 @@ def _groups(model: str, rows: pd.DataFrame, groups: Sequence[str]) -> list[Findi
         first, second = picked[order[0]], picked[order[1]]
         certain = float(first["kl_low"]) > float(second["kl_high"])
         parts = "; ".join(
-            f"{_LABELS[g]} alone {loss_text(picked[g])}, divergence {_span(picked[g])} nats"
+            f"{_LABELS[g]} {loss_text(picked[g])}, divergence {_span(picked[g])} nats"
             for g in order
         )
-        verdict = (
-            f"{_LABELS[order[0]]} costs most (the intervals of the divergence do not overlap)"
+        headline = (
+            f"{model} at {width} bits: {_LABELS[order[0]]} is the most sensitive"
             if certain
-            else f"{_LABELS[order[0]]} and {_LABELS[order[1]]} are not distinguishable"
+            else f"{model} at {width} bits: {_LABELS[order[0]]} and {_LABELS[order[1]]} are not "
+            "distinguishable"
         )
         ratio = float(first["kl"]) / max(float(second["kl"]), 1e-12)
         found.append(
             Finding(
                 key=f"{model}-{'-'.join(groups)}-{width}",
-                sentence=f"{model} at {width} bits, {int(first['n'])} images: {verdict}. {parts}.",
+                headline=headline,
+                sentence=f"Quantized as whole groups, {int(first['n'])} images: {parts}.",
                 value=ratio,
                 low=float(first["kl_low"]) / max(float(second["kl_high"]), 1e-12),
                 high=float(first["kl_high"]) / max(float(second["kl_low"]), 1e-12),
@@ -111,11 +116,14 @@ def _per_module(model: str, comparison: Comparison) -> list[Finding]:
     return [
         Finding(
             key=f"{model}-module-mhsa-ffn",
+            headline=(
+                f"{model} at {comparison.bits} bits: a single attention module is "
+                f"{_comparative(words)} a feed-forward layer"
+            ),
             sentence=(
-                f"{model} at {comparison.bits} bits, one module at a time: an attention module "
-                f"costs {value:.2f} times the divergence of a feed-forward layer "
-                f"({low:.2f} to {high:.2f} over resampled modules; {len(attention)} and {len(ffn)} "
-                f"modules): {words}."
+                f"One module at a time, its divergence is {value:.2f} times that of a feed-forward "
+                f"layer ({low:.2f} to {high:.2f} over resampled modules; {len(attention)} and "
+                f"{len(ffn)} modules)."
             ),
             value=value,
             low=low,
@@ -130,23 +138,38 @@ def _ratio_words(value: float, low: float, high: float) -> str:
     return "more" if value > 1 else "less"
 
 
-_PAIRS: tuple[tuple[str, str, str, Callable[[NDArray[np.float64]], float]], ...] = (
-    ("kl", "spread", "the 90th percentile of module sensitivity over the median", tail_ratio),
+def _comparative(words: str) -> str:
+    if words == "not distinguishable":
+        return "not distinguishable from"
+    return f"{words} sensitive than"
+
+
+_PAIRS: tuple[tuple[str, str, str, str, Callable[[NDArray[np.float64]], float]], ...] = (
+    (
+        "kl",
+        "spread",
+        "sensitivity is {} uneven over its modules",
+        "the 90th percentile of module sensitivity over the median",
+        tail_ratio,
+    ),
     (
         "activation_kurtosis",
         "kurtosis",
+        "activations are {} heavy-tailed",
         "the median excess kurtosis of activations",
         lambda x: float(np.median(x)),
     ),
     (
         "weight_kurtosis",
         "weight-kurtosis",
+        "weights are {} heavy-tailed",
         "the median excess kurtosis of weights",
         lambda x: float(np.median(x)),
     ),
     (
         "activation_channel_max_to_median",
         "outlier-channels",
+        "activation channels stand out {}",
         "the median ratio of the largest to the typical activation channel",
         lambda x: float(np.median(x)),
     ),
@@ -157,10 +180,10 @@ def _pair(first: str, second: str, comparison: Comparison) -> list[Finding]:
     """Two models: spread of sensitivity, tails and outlier channels."""
     table = comparison.per_module
     found = []
-    for column, key, words, statistic in _PAIRS:
+    for column, key, name, words, statistic in _PAIRS:
         a, b = (
-            table[table["model"] == name][column].dropna().to_numpy(dtype=float)
-            for name in (first, second)
+            table[table["model"] == model][column].dropna().to_numpy(dtype=float)
+            for model in (first, second)
         )
         if len(a) < 3 or len(b) < 3:
             continue
@@ -170,14 +193,14 @@ def _pair(first: str, second: str, comparison: Comparison) -> list[Finding]:
         value, low, high = _bootstrap_ratio(a, b, statistic)
         if not math.isfinite(high):
             continue
-        where = f"at {comparison.bits} bits " if column == "kl" else ""
+        where = f"At {comparison.bits} bits, " if column == "kl" else ""
         found.append(
             Finding(
                 key=f"{first}-{second}-{key}",
+                headline=f"{first} against {second}: {_pair_words(name, value, low, high)}",
                 sentence=(
-                    f"{first} against {second}: {where}{words} is {left:.3g} against {right:.3g}, "
-                    f"a ratio of {value:.2f} ({low:.2f} to {high:.2f} over resampled modules): "
-                    f"{_ratio_words(value, low, high)}."
+                    f"{where}{words} is {left:.3g} against {right:.3g}, a ratio of {value:.2f} "
+                    f"({low:.2f} to {high:.2f} over resampled modules)."
                 ),
                 value=value,
                 low=low,
@@ -185,6 +208,13 @@ def _pair(first: str, second: str, comparison: Comparison) -> list[Finding]:
             )
         )
     return found
+
+
+def _pair_words(name: str, value: float, low: float, high: float) -> str:
+    words = _ratio_words(value, low, high)
+    if words == "not distinguishable":
+        return f"whether {name.format('more')} cannot be told"
+    return name.format(words)
 
 
 def _bootstrap_ratio(

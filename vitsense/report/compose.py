@@ -51,8 +51,8 @@ def compose(run: RunFolder) -> Document:
     return Document(
         title=f"{names}: sensitivity to quantization",
         question=(
-            f"Which modules of {names} break when they are quantized, and how many bits does each "
-            "need?"
+            f"Which modules of {' and '.join(entry['key'] for entry in entries)} break when they are "
+            "quantized, and how many bits does each need?"
         ),
         warnings=tuple(warnings),
         loss="drop of top-1" if labelled else "loss of agreement",
@@ -60,7 +60,10 @@ def compose(run: RunFolder) -> Document:
         images=int(record["data"]["evaluation"]),
         bits=comparison.bits if comparison else 0,
         models=models,
-        findings=tuple(f.sentence for f in findings(comparison, tables["joint"], families))
+        findings=tuple(
+            (f.headline, f.sentence[:1].upper() + f.sentence[1:])
+            for f in findings(comparison, tables["joint"], families)
+        )
         if comparison
         else (),
         profiles=_profiles(comparison, families) if comparison else (),

@@ -52,10 +52,7 @@ def compose_model(
         name=entry["name"],
         family="vision transformer" if entry["family"] == "vit" else "ConvNet",
         facts=_facts(entry, len(mine["modules"])),
-        verdict=tuple(
-            line.removeprefix(f"{key}: ")
-            for line in verdict(key, entry.get("fp"), sensitivity, joint)
-        ),
+        verdict=tuple(_sentences(key, entry, sensitivity, joint)),
         cards=tuple(_cards(entry, joint, sensitivity)),
         widths=widths,
         rows=tuple(_rows(mine["modules"], sensitivity, json.loads(plan_text), widths)),
@@ -63,6 +60,7 @@ def compose_model(
         plans=tuple(_plan_row(row) for row in plans.to_dict("records")),
         groups=tuple(_plan_row(row) for row in groups.to_dict("records")),
         front=tuple(_front(mine["pareto"], mine["pareto_bits"], mine["modules"])),
+        avg_bits=round(float((json.loads(plan_text).get("cost") or {}).get("avg_bits", 0.0)), 3),
         marks=tuple(_marks(plans)),
         coverage=tuple(
             (row["name"], row["operation"], row["reason"], count(int(row["params"])))
@@ -70,6 +68,17 @@ def compose_model(
         ),
         plan_json=plan_text,
     )
+
+
+def _sentences(
+    key: str, entry: Mapping[str, Any], sensitivity: pd.DataFrame, joint: pd.DataFrame
+) -> list[str]:
+    """The verdict without what the cards already say."""
+    lines = [
+        line.removeprefix(f"{key}: ")
+        for line in verdict(key, entry.get("fp"), sensitivity, joint)[-2:]
+    ]
+    return [line[:1].upper() + line[1:] for line in lines]
 
 
 def _shown(sensitivity: pd.DataFrame) -> pd.DataFrame:

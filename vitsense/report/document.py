@@ -124,6 +124,8 @@ class ModelReport:
     plans: tuple[PlanRow, ...]
     groups: tuple[PlanRow, ...]
     front: tuple[FrontPoint, ...]
+    avg_bits: float
+    """Of the recommended plan; 0 if there is none."""
     marks: tuple[tuple[str, float, float, float, float], ...]
     """Measured plans in the Pareto figure: name, size (MB), loss, low, high."""
     coverage: tuple[tuple[str, str, str, str], ...]
@@ -154,7 +156,8 @@ class Document:
     bits: int
     """The width at which modules are compared."""
     models: tuple[ModelReport, ...]
-    findings: tuple[str, ...]
+    findings: tuple[tuple[str, str], ...]
+    """What was found, and the numbers behind it."""
     profiles: tuple[Profile, ...]
     roles: tuple[tuple[str, ...], ...]
     """Rows of the table by role, the first being its head."""

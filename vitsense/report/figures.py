@@ -94,16 +94,23 @@ def _drawn(width: float, height: float, panels: int, draw: Callable[[Sequence[Ax
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return re.sub(r"(\d+\.\d\d)\d+", r"\1", text)  # hundredths of a point are enough
+    # tenths of a point are enough for coordinates; text between tags is left alone
+    return re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d)\d+", r"\1", tag[0]), text)
 
 
 def _plain_ticks(axis: Any, *, log: bool) -> None:
     """Readable numbers, and no crowd of minor labels on short log axes."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    if log:
+    if not log:
+        return
+    low, high = axis.get_view_interval()
+    axis.set_minor_locator(NullLocator())
+    if high / max(low, 1e-30) < 50:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
         axis.set_major_locator(LogLocator(numticks=6))
-        axis.set_minor_formatter(NullFormatter())
 
 
 def _line(axes: Axes, profile: Profile, number: int, name: str, *, floor: float | None) -> None:
@@ -241,7 +248,11 @@ def _front(model: ModelReport, number: int, document: Document) -> Picture:
             label = name.replace("uniform-", "").replace("pareto-", "~") + (
                 " bits" if not chosen else ""
             )
-            ax.annotate(label, (x, value), textcoords="offset points", xytext=(6, 6), fontsize=7.5)
+            # uniform widths are labelled above, mixed plans below, so that neighbours do not meet
+            offset, side = ((6, -11), "left") if mixed else ((5, 7), "left")
+            ax.annotate(
+                label, (x, value), textcoords="offset points", xytext=offset, ha=side, fontsize=7.5
+            )
         ax.set_yscale("symlog", linthresh=1.0)
         ax.set_yticks([0, 0.5, 1, 3, 10, 30, 100])
         ax.set_yticklabels(["0", "0.5", "1", "3", "10", "30", "100"])

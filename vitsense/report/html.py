@@ -106,7 +106,14 @@ def inline(svg: str, name: str, alt: str) -> str:
     """An SVG fit to stand in a page: ids of its own, the page's ink, a name for screen readers."""
     from markupsafe import escape
 
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    used = set(re.findall(r'(?:url\(|xlink:href=")#([^)"]+)', svg))
+    svg = re.sub(
+        r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg
+    )
+    svg = re.sub(r">\s+<", "><", svg)
+    while "<g></g>" in svg or re.search(r"<g>(<use [^>]*/>)</g>", svg):
+        svg = re.sub(r"<g>(<use [^>]*/>)</g>", r"\1", svg).replace("<g></g>", "")
+    svg = re.sub(r"\s+", " ", svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r' xmlns:xlink="[^"]+"', "", svg)

@@ -12,9 +12,8 @@ def histogram_path(picture: Distribution) -> str:
     """Outline of the 64 bars of a histogram as an SVG path, `WIDTH` x `HEIGHT`."""
     step = WIDTH / len(picture.heights)
     parts = [f"M0 {HEIGHT}"]
-    for i, height in enumerate(picture.heights):
-        y = HEIGHT - height * (HEIGHT - 4)
-        parts.append(f"L{i * step:.1f} {y:.1f}H{(i + 1) * step:.1f}")
+    for height in picture.heights:
+        parts.append(f"V{HEIGHT - height * (HEIGHT - 4):.0f}h{step:.4g}")
     parts.append(f"V{HEIGHT}Z")
     return "".join(parts)
 

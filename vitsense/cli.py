@@ -1,0 +1,134 @@
+"""The command line: the group, exit codes, and what happens when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import traceback
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+import vitsense
+from vitsense.cli_analyze import analyze, demo
+from vitsense.cli_info import completion, env, models
+from vitsense.cli_output import Session, debug_option, say
+from vitsense.cli_plan import plan
+from vitsense.cli_report import report
+from vitsense.errors import VitsenseError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import FrameType
+
+INTERNAL_ERROR, INTERRUPTED, USAGE_ERROR = 4, 130, 2
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    a limit that you set was exceeded
+  2    an argument, or the content of a file, is wrong
+  3    weights, data, a run or a plan cannot be found or reached
+  4    internal error, or a model that cannot be measured
+  130  interrupted (Ctrl-C or SIGTERM); the same command continues
+
+Results go to standard output; progress, notes and errors to standard error. NO_COLOR is honoured.
+"""
+
+
+@click.group(
+    "vitsense",
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(vitsense.__version__, prog_name="vitsense", message="%(prog)s %(version)s")
+@debug_option
+def cli() -> None:
+    """Show where a vision model breaks under quantization.
+
+    \b
+    Start here:
+      vitsense demo                                      the whole chain, offline
+      vitsense analyze --model swin_t --compare resnet50 --data imagenet/val
+      vitsense report                                    report.html and report.pdf
+      vitsense plan --budget avg-bits=5                  another budget, nothing measured again
+    """
+
+
+for _command in (analyze, report, plan, demo, models, env, completion):
+    cli.add_command(_command)
+
+
+def main() -> NoReturn:
+    """Entry point of the program: run the command that was typed and exit with its code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; everything raised becomes one sentence."""
+    session = Session(arguments=tuple(arguments))
+    try:
+        with _sigterm_interrupts():
+            code = cli.main(
+                args=list(arguments),
+                prog_name="vitsense",
+                standalone_mode=False,
+                obj=session,
+                color=False if os.environ.get("NO_COLOR") else None,
+            )
+    except VitsenseError as error:
+        _report(session, f"Error: {error}")
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return USAGE_ERROR
+    except (KeyboardInterrupt, click.Abort):
+        say(_interrupted(session))
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001  the last resort: one line, never a bare traceback
+        _report(session, _unexpected(session, error))
+        return INTERNAL_ERROR
+    return code if isinstance(code, int) else 0
+
+
+def _report(session: Session, sentence: str) -> None:
+    if session.debug:
+        say(traceback.format_exc())
+    say(sentence)
+
+
+def _interrupted(session: Session) -> str:
+    if not session.resumable:
+        return "Interrupted."
+    command = shlex.join(["vitsense", *session.arguments])
+    return f"Interrupted; what was measured is kept. The same command continues:\n  {command}"
+
+
+def _unexpected(session: Session, error: Exception) -> str:
+    reason = str(error).strip().partition("\n")[0]
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return f"Error: out of memory ({reason}); use a smaller --batch-size, for example 1."
+    line = f"Internal error: {type(error).__name__}: {reason}".removesuffix(": ")
+    where = f" The traceback is in {session.log}." if session.log is not None else ""
+    return line + where + ("" if session.debug else " For the traceback, run with --debug.")
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C, so that a stopped job keeps what it has."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,147 @@
+"""What the commands share: the session, standard output and error, and how a run is found."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vitsense.errors import InputMissingError
+from vitsense.progress import ProgressStyle
+from vitsense.runfolder import DEFAULT_ROOT, RunFolder
+
+RESULT_SCHEMA = "vitsense.result/1"
+"""Schema of what ``--json`` prints."""
+
+_LISTED_RUNS = 10
+
+AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Session:
+    """One call of the program: what the error handler needs to know."""
+
+    arguments: tuple[str, ...] = ()
+    debug: bool = False
+    resumable: bool = False
+    """The same command continues after an interruption."""
+    log: Path | None = None
+    """Where an unexpected error's traceback was written."""
+
+
+def session() -> Session:
+    """The session of the running command."""
+    found = click.get_current_context().find_object(Session)
+    return Session() if found is None else found
+
+
+def say(text: str) -> None:
+    """A line for the person, on standard error."""
+    click.echo(text, err=True)
+
+
+def emit(text: str) -> None:
+    """A line of the result, on standard output; a reader that went away (``| head``) is fine."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        # what Python flushes at exit must not fail a second time
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def emit_json(status: str, values: Mapping[str, Any]) -> None:
+    """The result as one JSON object."""
+    emit(json.dumps({"schema": RESULT_SCHEMA, "status": status, **values}, indent=1))
+
+
+def debug_option(command: AnyCommand) -> AnyCommand:
+    """``--debug``: show tracebacks."""
+
+    def remember(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+        found = context.find_object(Session)
+        if found is not None and value:
+            found.debug = True
+
+    return click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        is_eager=True,
+        callback=remember,
+        help="Show the traceback of an error.",
+    )(command)
+
+
+def json_option(command: AnyCommand) -> AnyCommand:
+    """``--json``: the result as JSON."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print the result as one JSON object."
+    )(command)
+
+
+def progress_options(command: AnyCommand) -> AnyCommand:
+    """``--progress`` and ``--quiet``."""
+    command = click.option(
+        "-q", "--quiet", is_flag=True, help="No progress and no notes, only the result."
+    )(command)
+    return click.option(
+        "--progress",
+        "progress_style",
+        type=click.Choice([style.value for style in ProgressStyle]),
+        default=ProgressStyle.AUTO.value,
+        show_default=True,
+        help="How progress is shown on standard error; auto: bars on a terminal, else lines.",
+    )(command)
+
+
+def find_run(text: str | None) -> RunFolder:
+    """The run a person means: a folder, the name of one in ``vitsense-runs``, or the newest.
+
+    Raises:
+        InputMissingError: there is no such run; the runs that are there are listed.
+    """
+    if text is None:
+        return RunFolder.newest()
+    for path in (Path(text), DEFAULT_ROOT / text):
+        if (path / "run.json").is_file():
+            return RunFolder.open(path)
+    runs = RunFolder.all_in()[-_LISTED_RUNS:]
+    if not runs:
+        raise InputMissingError(
+            f"{text} is not a run folder, and there is none in {DEFAULT_ROOT}; make one with "
+            "vitsense analyze or vitsense demo."
+        )
+    names = "\n".join(f"  {run.path}" for run in reversed(runs))
+    raise InputMissingError(
+        f"{text} is not a run folder (no run.json in it). The newest runs are:\n{names}"
+    )
+
+
+def summary(run: RunFolder) -> dict[str, Any]:
+    """A run for ``--json``: where it is, its files, its verdict and its warnings."""
+    record = run.read_run()
+    return {
+        "out_dir": str(run.path),
+        "artifacts": sorted(path.name for path in run.path.iterdir() if path.is_file()),
+        "verdict": list(record.get("verdict", ())),
+        "warnings": list(record.get("warnings", ())),
+        "models": [entry.get("key") for entry in record.get("models", ())],
+    }
+
+
+def emit_verdict(run: RunFolder) -> None:
+    """The run in a few lines: warnings first, then the verdict."""
+    found = summary(run)
+    for warning in found["warnings"]:
+        emit(f"Warning: {warning}")
+    if found["warnings"]:
+        emit("")
+    for line in found["verdict"]:
+        emit(line)

@@ -1,0 +1,82 @@
+"""``vitsense plan``: solve again, measure nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vitsense.cli_output import debug_option, emit, emit_json, find_run, json_option
+from vitsense.errors import UserInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@click.command(short_help="Solve under another budget, without measuring again.")
+@click.argument("run", required=False)
+@click.option(
+    "--budget",
+    required=True,
+    metavar="KIND=NUMBER",
+    help="avg-bits=4, size-mb=5.5, bitops-g=20 or max-drop=1 (percentage points).",
+)
+@click.option("--pin", multiple=True, metavar="NAME=BITS", help="Fix a module; may be repeated.")
+@click.option(
+    "--no-pin", is_flag=True, help="Do not keep the first and the last weights at 8 bits."
+)
+@click.option(
+    "--tie",
+    type=click.Choice(["qkv", "block"]),
+    help="Equal bits for q, k and v of a projection, or within a block.",
+)
+@click.option("--model", metavar="KEY", help="Which model of the run; default: the first.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default: the run's.")
+@json_option
+@debug_option
+def plan(
+    *,
+    run: str | None,
+    budget: str,
+    pin: Sequence[str],
+    no_pin: bool,
+    tie: str | None,
+    model: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Solve for bit widths under a budget, from the measurements of RUN (default: the newest)."""
+    from vitsense.plan.again import plan_again
+
+    pins = dict(_pin(text) for text in pin)
+    made, path = plan_again(
+        find_run(run),
+        budget,
+        model=model,
+        pins=pins,
+        keep_default_pins=not no_pin,
+        tie=tie,
+        out=out,
+    )
+    if as_json:
+        emit_json("complete", {"path": str(path), "plan": made.to_json()})
+        return
+    cost, predicted = made.cost or {}, made.predicted or {}
+    emit(f"{made.model['key']} under {made.budget}:")
+    emit(
+        f"  {cost['avg_bits']:.2f} bits on average, {cost['size_mb']:.2f} MB, "
+        f"{cost['bitops_g']:.2f} G bit operations"
+    )
+    emit(
+        f"  predicted drop {predicted['drop']:.1f} points "
+        f"({predicted['low']:.1f} to {predicted['high']:.1f}); not measured"
+    )
+    emit(f"Plan: {path}")
+
+
+def _pin(text: str) -> tuple[str, int]:
+    name, _, width = text.rpartition("=")
+    if not name or not width.strip().isdecimal():
+        raise UserInputError(f"--pin is {text!r}: write NAME=BITS, for example head=8.")
+    return name, int(width)
