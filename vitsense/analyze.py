@@ -252,8 +252,11 @@ def describe(model: LoadedModel) -> dict[str, Any]:
         "name": model.resolved.name,
         "source": model.resolved.source.value,
         "family": model.family.value,
-        "weights": "zoo" if model.resolved.source.value == "zoo" and model.request.checkpoint is None
-        and model.request.weights is WeightSource.HUB else model.request.weights.value,
+        "weights": "zoo"
+        if model.resolved.source.value == "zoo"
+        and model.request.checkpoint is None
+        and model.request.weights is WeightSource.HUB
+        else model.request.weights.value,
         "checkpoint": None if model.request.checkpoint is None else model.request.checkpoint.name,
         "weights_digest": model.digest,
         "num_classes": model.num_classes,

@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -172,7 +173,7 @@ def _plan(
     curve = fit_drop_model(
         planable[planable["status"] == "measured"],
         _framed("joint", model.key, [_outcome_row(name, o) for name, o in outcomes.items()]),
-        pd.Series(sums).to_numpy(dtype=float),
+        np.array(list(sums.values()), dtype=np.float64),
         ceiling,
     )
     front = pareto(problem, curve)

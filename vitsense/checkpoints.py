@@ -121,7 +121,9 @@ def classes_of(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
 
 def _is_classifier(key: str, own: Tensor, other: Tensor) -> bool:
     is_last = any(mark in key for mark in ("head", "fc", "classifier"))
-    return is_last and own.dim() > 0 and own.shape[1:] == other.shape[1:] and own.shape != other.shape
+    return (
+        is_last and own.dim() > 0 and own.shape[1:] == other.shape[1:] and own.shape != other.shape
+    )
 
 
 def _listed(title: str, names: Iterable[str]) -> list[str]:

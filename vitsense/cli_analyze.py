@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 import traceback
 from contextlib import contextmanager
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,87 +22,45 @@ from vitsense.cli_output import (
     session,
     summary,
 )
-from vitsense.errors import UserInputError, VitsenseError
+from vitsense.cli_settings import settings_from, settings_options
+from vitsense.errors import GateFailedError, VitsenseError
 from vitsense.progress import Progress, ProgressStyle, make_progress
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder
-from vitsense.settings import (
-    AnalyzeSettings,
-    Granule,
-    ModelRequest,
-    Part,
-    QuantSettings,
-    RangeChoice,
-    WeightSource,
-)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-_WEIGHTS = click.Choice([WeightSource.HUB.value, WeightSource.RANDOM.value])
-_RANGES = click.Choice([choice.value for choice in RangeChoice])
-_GRANULES = click.Choice([granule.value for granule in Granule])
-_DEFAULT = AnalyzeSettings(model=ModelRequest(name=""))
+    from collections.abc import Iterator
 
 
 @click.command(
     short_help="Measure models, compare them, and plan bit widths.",
     context_settings={"show_default": True},
 )
-@click.option("--model", required=True, metavar="NAME", help="Model: see the names below.")
-@click.option("--compare", multiple=True, metavar="NAME", help="Another model; may be repeated.")
-@click.option("--checkpoint", metavar="FILE", help="Weights of --model from a file.")
-@click.option(
-    "--compare-checkpoint",
-    multiple=True,
-    metavar="FILE",
-    help="Weights of the --compare models, in their order; - for none.",
-)
-@click.option("--weights", type=_WEIGHTS, help="Without --checkpoint: the hub's, or random.")
-@click.option(
-    "--compare-weights", type=_WEIGHTS, multiple=True, help="The same for --compare, in order."
-)
-@click.option("--data", metavar="SPEC", help="Images; see below. Default: generated characters.")
-@click.option("--calibration-data", metavar="SPEC", help="Calibrate on other images.")
-@click.option("--images", type=int, default=_DEFAULT.images, help="How many to evaluate on.")
-@click.option(
-    "--calibration", type=int, default=_DEFAULT.calibration, help="How many to calibrate on."
-)
-@click.option("--bits", default="8,6,4,3,2", help="Widths to measure, of 2 to 8 and 16.")
-@click.option("--parts", default="both", help="Of both, weights, activations; comma-separated.")
-@click.option("--budget", default=_DEFAULT.budget, help="Limit of the plan; see vitsense plan.")
-@click.option(
-    "--weight-range",
-    type=_RANGES,
-    default=_DEFAULT.quant.weight_range.value,
-    help="How the range of a weight is chosen.",
-)
-@click.option(
-    "--activation-range",
-    type=_RANGES,
-    default=_DEFAULT.quant.activation_range.value,
-    help="How the range of an activation is chosen.",
-)
-@click.option(
-    "--weight-granularity",
-    type=_GRANULES,
-    default=_DEFAULT.quant.weight_granularity.value,
-    help="Scales of a weight: one, or one for each output channel.",
-)
-@click.option("--batch-size", type=int, help="Images at once. Default: what memory allows.")
-@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-@click.option("--seed", type=int, default=0, help="Decides which images are drawn.")
-@click.option("--strict", is_flag=True, help="An unreadable image is an error, not skipped.")
+@settings_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="Run folder. Default: a new one in vitsense-runs.",
 )
+@click.option("--no-report", is_flag=True, help="Do not write report.html and report.pdf.")
+@click.option(
+    "--fail-if-drop",
+    type=click.FloatRange(min=0),
+    metavar="POINTS",
+    help="Exit with 1 when the recommended plan of --model loses more, percentage points.",
+)
 @progress_options
 @json_option
 @debug_option
 def analyze(
-    *, out: Path | None, progress_style: str, quiet: bool, as_json: bool, **values: Any
+    *,
+    out: Path | None,
+    no_report: bool,
+    fail_if_drop: float | None,
+    progress_style: str,
+    quiet: bool,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Measure how sensitive every module is, compare models, and plan bit widths.
 
@@ -121,12 +79,19 @@ def analyze(
 
     The same command continues an interrupted run; --out with other settings is refused.
     """
-    settings = _settings(**values)
+    settings = settings_from(**values)
     from vitsense.analyze import run_analysis
 
     with _showing(progress_style, quiet) as progress, _tracebacks_kept(out):
         run = run_analysis(settings, out=out, progress=progress)
+        if not no_report:
+            from vitsense.report import write_report
+
+            progress.note("Writing the report.")
+            write_report(run)
     _emit_run(run, as_json=as_json)
+    if fail_if_drop is not None:
+        _check_drop(run, fail_if_drop)
 
 
 @click.command(short_help="The whole chain offline, on two small models that come along.")
@@ -143,7 +108,7 @@ def demo(*, out: Path | None, progress_style: str, quiet: bool, as_json: bool) -
 
     with _showing(progress_style, quiet) as progress, _tracebacks_kept(out):
         run, _ = run_demo(out=out, progress=progress)
-    _emit_run(run, as_json=as_json, reported=True)
+    _emit_run(run, as_json=as_json, shows_commands=True)
 
 
 @contextmanager
@@ -179,90 +144,42 @@ def _touched_since(path: Path, started: float) -> bool:
     return path.is_file() and path.stat().st_mtime >= started - slack
 
 
-def _settings(
-    *,
-    model: str,
-    compare: Sequence[str],
-    checkpoint: str | None,
-    compare_checkpoint: Sequence[str],
-    weights: str | None,
-    compare_weights: Sequence[str],
-    bits: str,
-    parts: str,
-    weight_range: str,
-    activation_range: str,
-    weight_granularity: str,
-    batch_size: int | None,
-    **plain: Any,
-) -> AnalyzeSettings:
-    """The door where text becomes settings."""
-    for option, given in (
-        ("--compare-checkpoint", compare_checkpoint),
-        ("--compare-weights", compare_weights),
-    ):
-        if len(given) > len(compare):
-            raise UserInputError(
-                f"{option} is given {len(given)} times for {len(compare)} --compare models; "
-                "give it once for each, in their order."
-            )
-    return AnalyzeSettings(
-        model=_request(model, checkpoint, weights),
-        compares=tuple(
-            _request(name, None if file == "-" else file, source)
-            for name, file, source in zip_longest(compare, compare_checkpoint, compare_weights)
-        ),
-        bits=_widths(bits),
-        parts=_parts(parts),
-        quant=QuantSettings(
-            weight_granularity=Granule(weight_granularity),
-            weight_range=RangeChoice(weight_range),
-            activation_range=RangeChoice(activation_range),
-        ),
-        batch=batch_size,
-        **plain,
-    )
-
-
-def _request(name: str, checkpoint: str | None, weights: str | None) -> ModelRequest:
-    return ModelRequest(
-        name=name,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        weights=WeightSource.HUB if weights is None else WeightSource(weights),
-    )
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(item) for item in text.split(","))
-    except ValueError as error:
-        raise UserInputError(
-            f"--bits is {text!r}: write whole numbers with commas, for example 8,6,4."
-        ) from error
-
-
-def _parts(text: str) -> tuple[Part, ...]:
-    allowed = ", ".join(part.value for part in Part)
-    try:
-        return tuple(Part(item.strip()) for item in text.split(","))
-    except ValueError as error:
-        raise UserInputError(f"--parts is {text!r}: use some of {allowed}.") from error
-
-
-def _emit_run(run: RunFolder, *, as_json: bool, reported: bool = False) -> None:
+def _emit_run(run: RunFolder, *, as_json: bool, shows_commands: bool = False) -> None:
     if as_json:
         emit_json(run.read_run()["status"], summary(run))
         return
     emit_verdict(run)
-    emit(f"\nRun folder: {run.path}")
-    emit(f"Plan: {run.plan_path()}")
+    emit("")
+    for title, name in (("Run folder", ""), *_PRODUCTS):
+        if (run.path / name).exists():
+            emit(f"{title}: {run.path / name}")
     folder = shlex.quote(str(run.path))
-    if reported:
-        emit(f"Report: {run.path / 'report.html'}, {run.path / 'report.pdf'}")
-        commands = [shlex.join(command) for command in run.read_run()["commands"]]
-        emit("\nThese commands did it:")
-        for command in (*commands, f"vitsense report {folder}"):
-            emit(f"  {command}")
-        emit("\nThe same on your own model and images:")
-        emit("  vitsense analyze --model NAME --checkpoint FILE --data FOLDER")
+    again = f"vitsense plan {folder} --budget avg-bits=5"
+    if not shows_commands:
+        emit(f"\nNext:\n  {again}\n  vitsense report {folder}")
         return
-    emit(f"\nNext:\n  vitsense report {folder}\n  vitsense plan {folder} --budget avg-bits=5")
+    emit("\nWhat the demo ran:")
+    for command in run.read_run()["commands"]:
+        emit(f"  {shlex.join(command)}")
+    emit("\nThe same on your own model and images, and another budget:")
+    emit(f"  vitsense analyze --model NAME --checkpoint FILE --data FOLDER\n  {again}")
+
+
+_PRODUCTS = (("Report", "report.html"), ("Report", "report.pdf"), ("Plan", "plan.json"))
+
+
+def _check_drop(run: RunFolder, limit: float) -> None:
+    """Refuse a recommended plan of the first model that loses more than ``limit`` points."""
+    from vitsense.verdict import loss_text
+
+    key = run.read_run()["models"][0]["key"]
+    joint = run.table("joint")
+    row = joint[(joint["model"] == key) & (joint["plan"] == "recommended")].iloc[0]
+    loss = float(row["drop"])
+    if math.isnan(loss):  # without labels, agreement takes the drop's place
+        loss = 100.0 - float(row["agreement"])
+    if loss > limit:
+        raise GateFailedError(
+            f"The recommended plan of {key} {loss_text(row)}: more than the {limit:g} points of "
+            "--fail-if-drop. Raise --budget, or look into the report."
+        )

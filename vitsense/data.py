@@ -159,7 +159,7 @@ def _generated() -> ImageSource:
 
 
 def _from_timm(spec: str) -> ImageSource:
-    from timm.data import create_dataset
+    from timm.data.dataset_factory import create_dataset
 
     try:
         data: Any = create_dataset(spec, root=None, split="validation", is_training=False)
@@ -232,9 +232,7 @@ def draw_images(
     return calibration, _decoded(source, iter(front), draw.evaluation, draw)
 
 
-def _decoded(
-    source: ImageSource, order: Iterator[int], wanted: int, draw: Draw
-) -> ImageSet:
+def _decoded(source: ImageSource, order: Iterator[int], wanted: int, draw: Draw) -> ImageSet:
     found = ImageSet(source=source)
     running = hashlib.sha256()
     for index in order:
@@ -287,7 +285,11 @@ def check_labels(source: ImageSource, num_classes: int, model: str) -> None:
             f"{source.spec} has the label {highest}, but {model} has {num_classes} classes "
             f"(0 ... {num_classes - 1}): use data of the model's classes."
         )
-    if source.classes is not None and source.kind != GENERATED and len(source.classes) != num_classes:
+    if (
+        source.classes is not None
+        and source.kind != GENERATED
+        and len(source.classes) != num_classes
+    ):
         raise UserInputError(
             f"{source.spec} has {len(source.classes)} class folders, but {model} has {num_classes} "
             "classes, so folders cannot be matched to outputs. Name the folders by class index "

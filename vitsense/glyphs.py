@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +88,7 @@ def font_folder() -> Path:
     return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _mask(face: int, label: int) -> Image.Image:
     """The character in white on black, filling `(48, 48)` up to a margin."""
     font = ImageFont.truetype(str(font_folder() / _FACES[face]), 40)

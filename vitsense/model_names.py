@@ -101,9 +101,7 @@ def resolve_name(text: str) -> ResolvedName:
     if prefix == "zoo" or text in ZOO:
         name = rest if prefix == "zoo" else text
         if name not in ZOO:
-            raise UserInputError(
-                f"The zoo has no model {name!r}; it has {', '.join(sorted(ZOO))}."
-            )
+            raise UserInputError(f"The zoo has no model {name!r}; it has {', '.join(sorted(ZOO))}.")
         return ResolvedName(source=ModelSource.ZOO, name=name)
     if prefix == "torchvision":
         return _torchvision(rest)
@@ -124,13 +122,11 @@ def _torchvision(name: str) -> ResolvedName:
 def _timm(text: str) -> ResolvedName:
     import timm
 
-    if timm.is_model(text.split(".")[0]):
+    if timm.is_model(text.split(".", maxsplit=1)[0]):
         return ResolvedName(source=ModelSource.TIMM, name=text)
     alias = ALIASES.get(text.lower().replace("-", "_"))
     if alias is not None:
-        return ResolvedName(
-            source=ModelSource.TIMM, name=alias, note=f"{text} is timm's {alias}"
-        )
+        return ResolvedName(source=ModelSource.TIMM, name=alias, note=f"{text} is timm's {alias}")
     near = _nearest(text, [*ALIASES, *timm.list_models()])
     raise UserInputError(_unknown(text, near, ""))
 

@@ -51,8 +51,8 @@ class Preprocessing:
     crop_mode: str = "center"
 
     def transform(self) -> Callable[[Image], torch.Tensor]:
-        """timm's evaluation transform: a PIL image to a tensor `(3, H, W)`."""
-        from timm.data import create_transform
+        """Timm's evaluation transform: a PIL image to a tensor `(3, H, W)`."""
+        from timm.data.transforms_factory import create_transform
 
         made: Callable[[Image], torch.Tensor] = create_transform(
             input_size=self.input_size,
@@ -83,7 +83,9 @@ class LoadedModel:
     notes: tuple[str, ...] = ()
 
 
-def load_model(request: ModelRequest, device: torch.device, *, key: str | None = None) -> LoadedModel:
+def load_model(
+    request: ModelRequest, device: torch.device, *, key: str | None = None
+) -> LoadedModel:
     """Build a model, give it its weights, and put it on ``device`` in eval mode.
 
     Raises:
@@ -231,7 +233,15 @@ def _offline_if_unreachable() -> Iterator[None]:
             logger.setLevel(level)
 
 
-_HUB_PACKAGES = ("huggingface_hub", "requests", "httpx", "httpcore", "urllib", "httpx2", "httpcore2")
+_HUB_PACKAGES = (
+    "huggingface_hub",
+    "requests",
+    "httpx",
+    "httpcore",
+    "urllib",
+    "httpx2",
+    "httpcore2",
+)
 
 
 def _is_unreachable(error: BaseException | None) -> bool:
@@ -276,9 +286,9 @@ def _preprocessing(model: nn.Module, resolved: ResolvedName) -> tuple[Preprocess
             input_size=(3, 32, 32), mean=MEAN, std=STD, interpolation="bilinear", crop_pct=1.0
         ), ""
     if resolved.source is ModelSource.TIMM:
-        from timm.data import resolve_model_data_config
+        from timm.data.config import resolve_model_data_config
 
-        config = resolve_model_data_config(model)
+        config: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         return _from_config(config), ""
     if resolved.source is ModelSource.TORCHVISION:
         return _torchvision_preprocessing(resolved.name), ""
@@ -290,8 +300,8 @@ def _preprocessing(model: nn.Module, resolved: ResolvedName) -> tuple[Preprocess
     }
     missing = [key for key in ("input_size", "mean", "std") if key not in config]
     note = (
-        f"{resolved.name} says nothing about {', '.join(missing)}: 3x224x224 and ImageNet's mean and "
-        "deviation are assumed; set these attributes on the model to change it."
+        f"{resolved.name} says nothing about {', '.join(missing)}: 3x224x224 and ImageNet's mean "
+        "and deviation are assumed; set these attributes on the model to change it."
         if missing
         else ""
     )

@@ -76,7 +76,8 @@ class PlainProgress:
         left = elapsed / max(self._done, 1) * max(self._total - self._done, 0)
         self._said, self._said_at = now, self._done
         self._write(
-            f"{self._label} {self._done}/{self._total} {100 * self._done / max(self._total, 1):.0f}% "
+            f"{self._label} {self._done}/{self._total} "
+            f"{100 * self._done / max(self._total, 1):.0f}% "
             f"elapsed {clock_text(elapsed)} eta {clock_text(left)} {label}".rstrip()
         )
 
@@ -101,11 +102,11 @@ class RichProgress:
         from rich.progress import Progress as Bars
 
         self._bars: Any = Bars(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[last]}"),
+            TextColumn("{task.fields[last]}", markup=False),
             console=Console(stderr=True),
         )
         self._task: Any = None
@@ -146,7 +147,9 @@ class ProgressStyle(Enum):
 def make_progress(style: ProgressStyle) -> Progress:
     """The progress display for a style; AUTO looks at standard error."""
     if style is ProgressStyle.AUTO:
-        watched = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ
+        watched = (
+            sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and "CI" not in os.environ
+        )
         style = ProgressStyle.RICH if watched else ProgressStyle.PLAIN
     if style is ProgressStyle.RICH:
         return RichProgress()

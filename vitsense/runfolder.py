@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from vitsense.errors import InputMissingError, SchemaVersionError, UserInputError
 from vitsense.schemas import SCHEMAS
@@ -62,7 +63,8 @@ class RunFolder:
                 pass
         except OSError as error:
             raise UserInputError(
-                f"The folder {path} cannot be written ({error.strerror}); choose another with --out."
+                f"The folder {path} cannot be written ({error.strerror}); choose another with "
+                "--out."
             ) from error
         return cls(path)
 
@@ -135,7 +137,8 @@ class RunFolder:
             return frame[list(columns)].astype(dict(columns))
         except (ValueError, KeyError, TypeError) as error:
             raise UserInputError(
-                f"{path} cannot be read ({error}); run vitsense analyze again with --out {self.path}."
+                f"{path} cannot be read ({error}); run vitsense analyze again with --out "
+                f"{self.path}."
             ) from error
 
     def write_table(self, name: str, frame: pd.DataFrame) -> None:
@@ -147,14 +150,25 @@ class RunFolder:
         atomic_write(self.path / f"{name}.csv", buffer.getvalue())
 
     def arrays(self, name: str) -> dict[str, NDArray[np.float64]]:
-        """The arrays of ``<name>.npz``; empty if it was not written yet."""
+        """The arrays of ``<name>.npz``; empty if it was not written yet.
+
+        Raises:
+            UserInputError: the file is damaged.
+        """
         import numpy as np
 
         path = self.path / f"{name}.npz"
         if not path.is_file():
             return {}
-        with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in stored.files}
+        try:
+            # opened here: numpy leaves the file open when it turns out to be damaged
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+                return {key: stored[key] for key in stored.files}
+        except (ValueError, OSError, EOFError, AttributeError, TypeError, BadZipFile) as error:
+            raise UserInputError(
+                f"{path} cannot be read ({error}); run vitsense analyze again with --out "
+                f"{self.path}."
+            ) from error
 
     def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Replace ``<name>.npz``."""
@@ -249,9 +263,10 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         temporary.chmod(0o644)
         temporary.replace(path)
     except OSError as error:
+        raise UserInputError(_cannot_write(path, error)) from error
+    finally:  # after a full disk and after Ctrl-C alike; a replaced file is gone already
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise UserInputError(_cannot_write(path, error)) from error
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

@@ -112,7 +112,7 @@ class AnalyzeSettings:
         for name, value, least in (
             ("--images", self.images, 1),
             ("--calibration", self.calibration, 1),
-            ("--batch-size", self.batch or 1, 1),
+            ("--batch-size", 1 if self.batch is None else self.batch, 1),
             ("--seed", self.seed, 0),
         ):
             if value < least:
@@ -133,7 +133,8 @@ class AnalyzeSettings:
         free = {"budget", "device"}
         mine = self.to_json()
         return sorted(
-            key for key in mine.keys() | other.keys()
+            key
+            for key in mine.keys() | other.keys()
             if key not in free and mine.get(key) != other.get(key)
         )
 

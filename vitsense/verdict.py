@@ -76,9 +76,7 @@ def decisive_bits(sensitivity: pd.DataFrame) -> int | None:
     return min(widths, key=lambda w: (abs(w - 4), w)) if widths else None
 
 
-def worst_modules(
-    sensitivity: pd.DataFrame, most: int = 5
-) -> tuple[list[str], float, int] | None:
+def worst_modules(sensitivity: pd.DataFrame, most: int = 5) -> tuple[list[str], float, int] | None:
     """The modules with the largest divergence at the decisive width, and their share of the sum."""
     good = sensitivity[(sensitivity["status"] == "measured") & (sensitivity["part"] == "both")]
     bits = decisive_bits(good)

@@ -218,7 +218,9 @@ def _pair_words(name: str, value: float, low: float, high: float) -> str:
 
 
 def _bootstrap_ratio(
-    a: NDArray[np.float64], b: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], float]
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.float64]], float],
 ) -> tuple[float, float, float]:
     """Ratio of a statistic of two samples with a 95 % percentile interval over their members.
 

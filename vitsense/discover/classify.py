@@ -53,9 +53,7 @@ def classify(model: nn.Module, trace: Trace, *, classes: int) -> tuple[SiteModul
     finished = []
     for index, (_, _, module) in enumerate(drafts):
         block, stage = structure.block_and_stage(module.path)
-        finished.append(
-            replace(module, index=index, depth=index / last, block=block, stage=stage)
-        )
+        finished.append(replace(module, index=index, depth=index / last, block=block, stage=stage))
     return tuple(finished)
 
 
@@ -70,9 +68,7 @@ def _merged(layers: list[LayerEvent]) -> list[LayerEvent]:
     return list(first.values())
 
 
-def _layer_modules(
-    layer: LayerEvent, splits: tuple[Split, ...], namer: _Namer
-) -> list[SiteModule]:
+def _layer_modules(layer: LayerEvent, splits: tuple[Split, ...], namer: _Namer) -> list[SiteModule]:
     base = layer.weight.removesuffix(".weight").removesuffix("_weight") or "weight"
     rank = len(layer.shape)
     modules = []
@@ -164,13 +160,15 @@ def _product(
     ranks: tuple[int, ...],
 ) -> SiteModule:
     name = namer.name(f"{event.path}.{role.value}" if event.path else role.value)
+    # the letters of an einsum may put the heads anywhere
+    has_heads = role is not ModuleRole.PRODUCT and not event.einsum
     sites = tuple(
         Site(
             module=name,
             role=site_role,
             tensor=f"{name}:{site_role.value}",
             channel_axis=axis,
-            head_axis=-3 if rank >= 4 and role is not ModuleRole.PRODUCT else None,
+            head_axis=-3 if has_heads and rank >= 4 else None,
         )
         for site_role, axis, rank in zip(roles, channel_axes, ranks, strict=True)
     )

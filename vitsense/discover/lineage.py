@@ -97,7 +97,9 @@ def _source(trace: Trace, before: int, operand: Tensor) -> tuple[LayerEvent, Ten
     for event, gradient in zip(reversed(near), reversed(gradients), strict=True):
         if gradient is None or not bool(gradient.any()):
             continue
-        axis = gradient.dim() - 1 if event.op is Op.LINEAR else gradient.dim() - len(event.shape) + 1
+        axis = (
+            gradient.dim() - 1 if event.op is Op.LINEAR else gradient.dim() - len(event.shape) + 1
+        )
         others = [i for i in range(gradient.dim()) if i != axis]
         return event, gradient.abs().sum(others) > 0
     return None

@@ -112,7 +112,7 @@ class Tracer:
             return multi_head_attention(call, lambda inner: self._inner(inner, path))
         output = call.run()
         self._tick += 1
-        tags = self._tags_of(call, path)
+        tags: frozenset[_Tag] = self._tags_of(call, path)
         if op is Op.LINEAR or op is Op.CONV:
             self._layer(op, call, path, output)
             tags = tags if _mixes_heads(call, tags) else frozenset()
@@ -206,7 +206,7 @@ class Tracer:
             einsum=call.function is torch.einsum,
         )
         for position, operand in enumerate(operands):
-            tags = getattr(operand, _TAGS, frozenset())
+            tags: frozenset[_Tag] = getattr(operand, _TAGS, frozenset())
             scores = tuple(t.event for t in tags if t.after_softmax and t.alive_in(path))
             if scores and event.probs_operand is None:
                 event.probs_operand, event.scores = position, scores

@@ -91,9 +91,13 @@ def _least_error(rows: Tensor, form: Format, low: Tensor, high: Tensor) -> tuple
     for shrink in _SHRINKS.tolist():
         scale, zero_point = affine(low * shrink, high * shrink, form)
         # one fused pass over the rows: round and clip, then the squared error
-        rounded = torch.fake_quantize_per_channel_affine(
-            rows.float(), scale.float(), zero_point.to(torch.int32), 0, form.qmin, form.qmax
-        ) if form.bits <= 8 else _slow_round(rows, scale, zero_point, form)
+        rounded = (
+            torch.fake_quantize_per_channel_affine(
+                rows.float(), scale.float(), zero_point.to(torch.int32), 0, form.qmin, form.qmax
+            )
+            if form.bits <= 8
+            else _slow_round(rows, scale, zero_point, form)
+        )
         error = torch.linalg.vector_norm(rounded - rows, dim=1)
         # ties go to the larger range, which clips less of what was not seen
         better = error <= best
@@ -213,14 +217,15 @@ def _errors(
     low: NDArray[np.float64],
     high: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Weighted squared rounding error of each candidate range, `(pairs,)`; the formula of `affine`."""
+    """Weighted squared rounding error of each candidate range, `(pairs,)`, as in `affine`."""
+    zero: NDArray[np.float64]
     if form.signed:
         scale = np.maximum(np.maximum(np.abs(low) / -form.qmin, high / form.qmax), _TINY)
         zero = np.zeros_like(scale)
     else:
         scale = np.maximum((high - low) / (form.qmax - form.qmin), _TINY)
         zero = np.clip(np.rint(-low / scale), form.qmin, form.qmax)
-    codes = np.clip(np.rint(centres / scale) + zero, form.qmin, form.qmax)
+    codes: NDArray[np.float64] = np.clip(np.rint(centres / scale) + zero, form.qmin, form.qmax)
     errors = (codes - zero) * scale - centres
     weighted: NDArray[np.float64] = (errors * errors) @ counts
     return weighted

@@ -70,10 +70,10 @@ class ReplaySession:
         had_own = {name: module.__dict__.get("forward") for name, module in modules.items()}
         with intercepting(model, handler) as mode:
             session = cls(model, handler, mode, units)
-            handler.seen = session._started  # noqa: SLF001  its own class
+            handler.seen = session._started
             try:
                 for name, module in modules.items():
-                    module.__dict__["forward"] = session._remembering(units[name])  # noqa: SLF001
+                    module.__dict__["forward"] = session._remembering(units[name])
                 yield session
             finally:
                 for name, module in modules.items():

@@ -65,7 +65,7 @@ class _FunctionMode(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Any,  # noqa: ARG002  torch's signature
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
@@ -107,8 +107,3 @@ def preserved(model: nn.Module) -> Iterator[None]:
 def parameter_names(model: nn.Module) -> dict[int, str]:
     """Name of each parameter by the id of the tensor (the first name of a shared one)."""
     return {id(parameter): name for name, parameter in model.named_parameters()}
-
-
-def no_grad() -> torch.no_grad:
-    """Gradient mode of measuring: ``no_grad``, because inference tensors have no version counter."""
-    return torch.no_grad()

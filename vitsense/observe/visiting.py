@@ -42,8 +42,8 @@ class SiteHandler:
         missing = sorted(set(by_name) - known)
         if missing:
             raise SiteMismatchError(
-                f"The model has no parameter {missing[0]!r} ({len(missing)} of the catalog's weights "
-                "are missing): the catalog belongs to another model; find the sites again."
+                f"The model has no parameter {missing[0]!r} ({len(missing)} of the catalog's "
+                "weights are missing): the catalog belongs to another model; find the sites again."
             )
         self._by_weight = {key: by_name[name] for key, name in names.items() if name in by_name}
         # weights that are computed before use (weight standardization) are known by their module
@@ -111,7 +111,7 @@ class SiteHandler:
         return call.with_layer(x, weight, call.bias)
 
     def _slices(self, call: Call, active: list[SiteModule], channel_axis: int) -> Tensor:
-        """The fused output, with the channels of the active slices computed from visited tensors."""
+        """The fused output; channels of active slices are computed from visited tensors."""
         output: Tensor = call.run()
         for module in active:
             channels = _as_index(module.channels or ())

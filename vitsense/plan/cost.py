@@ -54,4 +54,4 @@ def cost_of(modules: pd.DataFrame, bits: Mapping[str, int], total_params: int) -
 
 def _channels(shape: str) -> int:
     """Output channels of a weight's shape as text, ``768x192`` (empty for products)."""
-    return int(shape.split("x")[0]) if shape else 0
+    return int(shape.split("x", maxsplit=1)[0]) if shape else 0

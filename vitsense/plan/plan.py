@@ -89,7 +89,15 @@ class Plan:
             raise UserInputError(f"{where} names the module {double!r} twice.")
         optional = {
             key: data[key]
-            for key in ("model", "quantization", "budget", "cost", "predicted", "measured", "provenance")
+            for key in (
+                "model",
+                "quantization",
+                "budget",
+                "cost",
+                "predicted",
+                "measured",
+                "provenance",
+            )
             if data.get(key) is not None
         }
         return cls(modules=modules, **optional)
@@ -120,12 +128,16 @@ class Plan:
 
 def _module(row: Any, where: str) -> ModulePlan:
     if not isinstance(row, dict):
-        raise UserInputError(f"{where} is {json.dumps(row)}; expected an object with name and bits.")
+        raise UserInputError(
+            f"{where} is {json.dumps(row)}; expected an object with name and bits."
+        )
     name, bits = row.get("name"), row.get("bits")
     if not isinstance(name, str) or not name:
         raise UserInputError(f"{where}: name is {json.dumps(name)}; expected a module's name.")
     if isinstance(bits, bool) or not isinstance(bits, int) or bits not in ALLOWED_BITS:
         allowed = ", ".join(map(str, ALLOWED_BITS))
-        raise UserInputError(f"{where} ({name}): bits is {json.dumps(bits)}; allowed are {allowed}.")
+        raise UserInputError(
+            f"{where} ({name}): bits is {json.dumps(bits)}; allowed are {allowed}."
+        )
     known = {key: row[key] for key in ModulePlan.__slots__ if key in row}
     return ModulePlan(**known)

@@ -39,8 +39,9 @@ class DropModel:
     A is what can be lost (full-precision accuracy minus chance). For small K the drop is c·K^g;
     divergences of single modules do not simply add up, which is what the exponent g is for. c and g
     are fitted in the logarithm to whole plans that were measured (uniform widths) and the mean of
-    the single modules; with fewer than two informative plans, g = 1 and c is the modules'. The interval is the scatter
-    of the fitted points about the curve (95 %), not only the error of the fit.
+    the single modules; with fewer than two informative plans, g = 1 and c is the modules'. The
+    interval is the scatter of the fitted points about the curve (95 %), not only the error of the
+    fit.
     """
 
     ceiling: float

@@ -76,8 +76,8 @@ def make_problem(
     missing = [name for name in names if name not in divergence]
     if missing:
         raise MeasurementError(
-            f"{len(missing)} modules were not measured with weights and activations together, first "
-            f"{missing[0]!r}; run vitsense analyze with --parts both."
+            f"{len(missing)} modules were not measured with weights and activations together, "
+            f"first {missing[0]!r}; run vitsense analyze with --parts both."
         )
     chosen = default_pins(modules, divergence) if pins is None else dict(pins)
     for name in [*chosen, *(n for group in ties for n in group)]:
@@ -86,7 +86,9 @@ def make_problem(
     for name, width in chosen.items():
         if width not in divergence[name]:
             allowed = ", ".join(map(str, sorted(divergence[name])))
-            raise UserInputError(f"{name} cannot be pinned at {width} bits: measured are {allowed}.")
+            raise UserInputError(
+                f"{name} cannot be pinned at {width} bits: measured are {allowed}."
+            )
     return Problem(
         modules=modules.reset_index(drop=True),
         divergence=divergence,
@@ -110,14 +112,12 @@ def default_pins(
 
 
 def _monotone(bits: NDArray[np.int64], kl: NDArray[np.float64]) -> dict[int, float]:
-    """Divergence that never rises with bits: sampling noise is averaged out by isotonic regression."""
+    """Divergence that never rises with bits: isotonic regression averages out sampling noise."""
     from scipy.optimize import isotonic_regression
 
     order = np.argsort(bits)
     smooth = isotonic_regression(kl[order], increasing=False).x
-    return {
-        int(b): max(float(v), 0.0) for b, v in zip(bits[order], smooth, strict=True)
-    }
+    return {int(b): max(float(v), 0.0) for b, v in zip(bits[order], smooth, strict=True)}
 
 
 def solve(problem: Problem, budget: Budget, model: DropModel) -> Assignment:
@@ -142,7 +142,7 @@ def solve(problem: Problem, budget: Budget, model: DropModel) -> Assignment:
     with _quiet_stdout():
         found = milp(
             objective,
-            integrality=np.ones(len(objective)),
+            integrality=np.ones(len(objective), dtype=np.int64),
             bounds=Bounds(0, 1),
             constraints=constraints,
             options={"mip_rel_gap": 0.0},
@@ -223,9 +223,7 @@ class _Table:
                 rows.append(self._bits * (self._owner == a) - self._bits * (self._owner == b))
         return np.array(rows) if rows else np.zeros((0, len(self._choices)))
 
-    def limits(
-        self, budget: Budget, model: DropModel
-    ) -> list[tuple[NDArray[np.float64], float]]:
+    def limits(self, budget: Budget, model: DropModel) -> list[tuple[NDArray[np.float64], float]]:
         """Rows and their upper limits."""
         slack = 1e-9
         if budget.kind is BudgetKind.AVG_BITS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,15 @@ def compose(run: RunFolder) -> Document:
     record = run.read_run()
     tables = {
         name: run.table(name)
-        for name in ("modules", "statistics", "sensitivity", "joint", "pareto", "pareto_bits", "coverage")
+        for name in (
+            "modules",
+            "statistics",
+            "sensitivity",
+            "joint",
+            "pareto",
+            "pareto_bits",
+            "coverage",
+        )
     }
     measured = set(tables["sensitivity"]["model"])
     entries = [entry for entry in record["models"] if entry["key"] in measured]
@@ -46,13 +55,15 @@ def compose(run: RunFolder) -> Document:
     )
     warnings = list(record.get("warnings", ()))
     if record.get("status") != "complete":
-        warnings.insert(0, f"This run is not finished ({record.get('status')}); results are partial.")
+        warnings.insert(
+            0, f"This run is not finished ({record.get('status')}); results are partial."
+        )
     names = " against ".join(entry["key"] for entry in entries)
     return Document(
         title=f"{names}: sensitivity to quantization",
         question=(
-            f"Which modules of {' and '.join(entry['key'] for entry in entries)} break when they are "
-            "quantized, and how many bits does each need?"
+            f"Which modules of {' and '.join(entry['key'] for entry in entries)} break when they "
+            "are quantized, and how many bits does each need?"
         ),
         warnings=tuple(warnings),
         loss="drop of top-1" if labelled else "loss of agreement",
@@ -87,7 +98,7 @@ def _profiles(comparison: Comparison, families: Mapping[str, str]) -> tuple[Prof
     for model, family in families.items():
         part = comparison.per_module[comparison.per_module["model"] == model]
         series = {
-            name: tuple(None if v != v else float(v) for v in part[name].astype(float))
+            name: tuple(None if math.isnan(v) else float(v) for v in part[name].astype(float))
             for name in _SERIES
         }
         found.append(

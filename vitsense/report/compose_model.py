@@ -121,9 +121,7 @@ def _known(value: Any) -> bool:
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
-def _cards(
-    entry: Mapping[str, Any], joint: pd.DataFrame, sensitivity: pd.DataFrame
-) -> list[Card]:
+def _cards(entry: Mapping[str, Any], joint: pd.DataFrame, sensitivity: pd.DataFrame) -> list[Card]:
     cards = []
     fp = entry.get("fp")
     if fp:
@@ -206,7 +204,12 @@ def _cell(bits: int, row: Mapping[str, Any] | None) -> HeatCell:
     if row is None or row["status"] != "measured":
         reason = "it was not measured" if row is None else str(row["reason"])
         return HeatCell(
-            bits=bits, text="\u2013", detail=f"Not measured: {reason}", sort=-1, level=0, noise=False
+            bits=bits,
+            text="\u2013",
+            detail=f"Not measured: {reason}",
+            sort=-1,
+            level=0,
+            noise=False,
         )
     value, low, high = _loss(row)
     kl = float(row["kl"])
@@ -313,7 +316,9 @@ def _plan_name(name: str) -> str:
 
 def _front(pareto: pd.DataFrame, bits: pd.DataFrame, modules: pd.DataFrame) -> list[FrontPoint]:
     order = list(modules.sort_values("index")["module"])
-    by_point = {int(p): dict(zip(g["module"], g["bits"], strict=True)) for p, g in bits.groupby("point")}
+    by_point = {
+        int(p): dict(zip(g["module"], g["bits"], strict=True)) for p, g in bits.groupby("point")
+    }
     return [
         FrontPoint(
             avg_bits=round(float(row["avg_bits"]), 3),

@@ -57,7 +57,7 @@ def _style() -> Iterator[None]:
     import matplotlib as mpl
     import seaborn as sns
 
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "vitsense",
         "font.family": "DejaVu Sans",
@@ -123,8 +123,10 @@ def _line(axes: Axes, profile: Profile, number: int, name: str, *, floor: float 
         return
     depth, values = zip(*points, strict=True)
     values = tuple(max(v, floor) if floor is not None else v for v in values)
-    style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-    axes.plot(depth, values, linestyle="none", markersize=3.6, alpha=0.55, markeredgewidth=0, **style)
+    style: Any = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    axes.plot(
+        depth, values, linestyle="none", markersize=3.6, alpha=0.55, markeredgewidth=0, **style
+    )
     trend = _running_median(values)
     axes.plot(depth, trend, linewidth=1.8, color=style["color"])
 
@@ -142,7 +144,9 @@ def _legend(axes: Axes, profiles: Sequence[Profile]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=COLOURS[i % 4], marker=MARKERS[i % 4], markersize=4, label=p.model[:40])
+        Line2D(
+            [], [], color=COLOURS[i % 4], marker=MARKERS[i % 4], markersize=4, label=p.model[:40]
+        )
         for i, p in enumerate(profiles)
     ]
     axes.legend(handles=handles, frameon=False, fontsize=8.5, loc="best")
@@ -171,7 +175,9 @@ def _sensitivity(document: Document) -> Picture:
 
 
 def _peak(profile: Profile) -> str:
-    values = [(v, d) for v, d in zip(profile.series["kl"], profile.depth, strict=True) if v is not None]
+    values = [
+        (v, d) for v, d in zip(profile.series["kl"], profile.depth, strict=True) if v is not None
+    ]
     if not values:
         return f"{profile.model}: nothing measured"
     ordered = sorted(v for v, _ in values)
@@ -234,7 +240,11 @@ def _front(model: ModelReport, number: int, document: Document) -> Picture:
         (ax,) = axes
         size = [p.size_mb for p in model.front]
         ax.fill_between(
-            size, [p.low for p in model.front], [p.high for p in model.front], color=colour, alpha=0.15,
+            size,
+            [p.low for p in model.front],
+            [p.high for p in model.front],
+            color=colour,
+            alpha=0.15,
             linewidth=0,
         )
         ax.plot(size, [p.drop for p in model.front], color=colour, linewidth=1.6)
@@ -242,8 +252,13 @@ def _front(model: ModelReport, number: int, document: Document) -> Picture:
             chosen = name == "recommended"
             mixed = chosen or name.startswith("pareto")
             ax.errorbar(
-                x, value, yerr=[[value - low], [high - value]], color=colour if mixed else INK,
-                marker="o" if mixed else "D", markersize=7 if chosen else 4.5, linewidth=1,
+                x,
+                value,
+                yerr=[[value - low], [high - value]],
+                color=colour if mixed else INK,
+                marker="o" if mixed else "D",
+                markersize=7 if chosen else 4.5,
+                linewidth=1,
             )
             label = name.replace("uniform-", "").replace("pareto-", "~") + (
                 " bits" if not chosen else ""

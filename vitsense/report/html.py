@@ -65,7 +65,8 @@ def render_html(document: Document, pictures: dict[str, Picture]) -> str:
 def heat_style() -> str:
     """One CSS class per level of the heatmap."""
     return "\n".join(
-        f".h{i}{{background:{back};color:{front}}}" for i, (back, front) in enumerate(cividis(LEVELS))
+        f".h{i}{{background:{back};color:{front}}}"
+        for i, (back, front) in enumerate(cividis(LEVELS))
     )
 
 
@@ -107,9 +108,7 @@ def inline(svg: str, name: str, alt: str) -> str:
     from markupsafe import escape
 
     used = set(re.findall(r'(?:url\(|xlink:href=")#([^)"]+)', svg))
-    svg = re.sub(
-        r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg
-    )
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r">\s+<", "><", svg)
     while "<g></g>" in svg or re.search(r"<g>(<use [^>]*/>)</g>", svg):
         svg = re.sub(r"<g>(<use [^>]*/>)</g>", r"\1", svg).replace("<g></g>", "")
@@ -119,5 +118,7 @@ def inline(svg: str, name: str, alt: str) -> str:
     svg = re.sub(r' xmlns:xlink="[^"]+"', "", svg)
     svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
     width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2]
-    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(alt)}" class="figure">'
+    head = (
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(alt)}" class="figure">'
+    )
     return re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)

@@ -89,7 +89,9 @@ def measure_exact(
             reference = None
             if todo:
                 reference = _recorded(session, images)
-                exact = exact if number else _replay_is_exact(session, catalog, quantizers, bits[-1])
+                exact = (
+                    exact if number else _replay_is_exact(session, catalog, quantizers, bits[-1])
+                )
                 if not exact and number == 0:
                     progress.note(
                         "This model does not allow replay (its passes differ); every measurement "

@@ -42,7 +42,7 @@ def _resnet() -> nn.Module:
     from timm.models.resnet import BasicBlock, ResNet
 
     model: nn.Module = ResNet(
-        BasicBlock,
+        BasicBlock,  # type: ignore[arg-type]  # timm annotates an instance, it wants the class
         layers=(2, 2, 2, 2),
         channels=(16, 32, 48, 64),
         num_classes=len(GLYPH_CLASSES),

@@ -1,0 +1,163 @@
+"""The options of ``vitsense analyze`` that decide its numbers; here text becomes settings."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitsense.errors import UserInputError
+from vitsense.plan.budget import Budget
+from vitsense.settings import (
+    AnalyzeSettings,
+    Granule,
+    ModelRequest,
+    Part,
+    QuantSettings,
+    RangeChoice,
+    WeightSource,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vitsense.cli_output import AnyCommand
+
+_WEIGHTS = click.Choice([WeightSource.HUB.value, WeightSource.RANDOM.value])
+_RANGES = click.Choice([choice.value for choice in RangeChoice])
+_GRANULES = click.Choice([granule.value for granule in Granule])
+_DEFAULT = AnalyzeSettings(model=ModelRequest(name=""))
+_OPTIONS = (
+    click.option("--model", required=True, metavar="NAME", help="Model: see the names below."),
+    click.option(
+        "--compare", multiple=True, metavar="NAME", help="Another model; may be repeated."
+    ),
+    click.option("--checkpoint", metavar="FILE", help="Weights of --model from a file."),
+    click.option(
+        "--compare-checkpoint",
+        multiple=True,
+        metavar="FILE",
+        help="Weights of the --compare models, in their order; - for none.",
+    ),
+    click.option("--weights", type=_WEIGHTS, help="Without --checkpoint: the hub's, or random."),
+    click.option(
+        "--compare-weights", type=_WEIGHTS, multiple=True, help="The same for --compare, in order."
+    ),
+    click.option(
+        "--data", metavar="SPEC", help="Images; see below. Default: generated characters."
+    ),
+    click.option("--calibration-data", metavar="SPEC", help="Calibrate on other images."),
+    click.option("--images", type=int, default=_DEFAULT.images, help="How many to evaluate on."),
+    click.option(
+        "--calibration", type=int, default=_DEFAULT.calibration, help="How many to calibrate on."
+    ),
+    click.option("--bits", default="8,6,4,3,2", help="Widths to measure, of 2 to 8 and 16."),
+    click.option("--parts", default="both", help="Of both, weights, activations; comma-separated."),
+    click.option("--budget", default=_DEFAULT.budget, help="Limit of the plan; see vitsense plan."),
+    click.option(
+        "--weight-range",
+        type=_RANGES,
+        default=_DEFAULT.quant.weight_range.value,
+        help="How the range of a weight is chosen.",
+    ),
+    click.option(
+        "--activation-range",
+        type=_RANGES,
+        default=_DEFAULT.quant.activation_range.value,
+        help="How the range of an activation is chosen.",
+    ),
+    click.option(
+        "--weight-granularity",
+        type=_GRANULES,
+        default=_DEFAULT.quant.weight_granularity.value,
+        help="Scales of a weight: one, or one for each output channel.",
+    ),
+    click.option("--batch-size", type=int, help="Images at once. Default: what memory allows."),
+    click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..."),
+    click.option("--seed", type=int, default=0, help="Decides which images are drawn."),
+    click.option("--strict", is_flag=True, help="An unreadable image is an error, not skipped."),
+)
+
+
+def settings_options(command: AnyCommand) -> AnyCommand:
+    """Every option that `settings_from` takes."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def settings_from(
+    *,
+    model: str,
+    compare: Sequence[str],
+    checkpoint: str | None,
+    compare_checkpoint: Sequence[str],
+    weights: str | None,
+    compare_weights: Sequence[str],
+    bits: str,
+    parts: str,
+    budget: str,
+    weight_range: str,
+    activation_range: str,
+    weight_granularity: str,
+    batch_size: int | None,
+    **plain: Any,
+) -> AnalyzeSettings:
+    """Settings from the text of the options.
+
+    Raises:
+        UserInputError: a value is not allowed, or options contradict each other.
+    """
+    for option, given in (
+        ("--compare-checkpoint", compare_checkpoint),
+        ("--compare-weights", compare_weights),
+    ):
+        if len(given) > len(compare):
+            raise UserInputError(
+                f"{option} is given {len(given)} times for {len(compare)} --compare models; "
+                "give it once for each, in their order."
+            )
+    return AnalyzeSettings(
+        model=_request(model, checkpoint, weights),
+        compares=tuple(
+            _request(name, None if file == "-" else file, source)
+            for name, file, source in zip_longest(compare, compare_checkpoint, compare_weights)
+        ),
+        bits=_widths(bits),
+        parts=_parts(parts),
+        budget=Budget.parse(budget).text,  # a wrong one must not be found after measuring
+        quant=QuantSettings(
+            weight_granularity=Granule(weight_granularity),
+            weight_range=RangeChoice(weight_range),
+            activation_range=RangeChoice(activation_range),
+        ),
+        batch=batch_size,
+        **plain,
+    )
+
+
+def _request(name: str, checkpoint: str | None, weights: str | None) -> ModelRequest:
+    return ModelRequest(
+        name=name,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        weights=WeightSource.HUB if weights is None else WeightSource(weights),
+    )
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(item) for item in text.split(","))
+    except ValueError as error:
+        raise UserInputError(
+            f"--bits is {text!r}: write whole numbers with commas, for example 8,6,4."
+        ) from error
+
+
+def _parts(text: str) -> tuple[Part, ...]:
+    allowed = ", ".join(part.value for part in Part)
+    try:
+        return tuple(Part(item.strip()) for item in text.split(","))
+    except ValueError as error:
+        raise UserInputError(f"--parts is {text!r}: use some of {allowed}.") from error
