@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import random
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,13 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: set VITSENSE_DATA to a folder that has it")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_function_mode_left() -> Iterator[None]:
+    """DESIGN 6.1 for every test: no torch-function mode is left behind."""
+    yield
+    if "torch" in sys.modules:
+        from torch.overrides import _get_current_function_mode_stack
+
+        assert _get_current_function_mode_stack() == []

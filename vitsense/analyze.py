@@ -125,6 +125,7 @@ def run_analysis(
             entry.update(fp=found.fp, seconds=round(time.monotonic() - started, 2), **found.facts)
             record.timings[model.key] = time.monotonic() - started
             record.verdict += found.verdict
+            record.warnings += found.warnings
             tables.append(found)
             _write_tables(run, tables)
             found.plan.save(run.plan_path(None if model is models[0] else model.key))

@@ -16,6 +16,7 @@ from vitsense import provenance
 from vitsense.compare.tables import MHSA_ROLES
 from vitsense.data import ImageSet
 from vitsense.discover import find_sites
+from vitsense.errors import UserInputError
 from vitsense.models import LoadedModel
 from vitsense.observe import ReplaySession, preserved
 from vitsense.plan.budget import Budget
@@ -27,6 +28,7 @@ from vitsense.plan.solve import (
     Problem,
     assignment_of,
     make_problem,
+    narrowest,
     pareto,
     solve,
     summed_divergence,
@@ -62,6 +64,7 @@ class ModelTables:
     """More entries for the model in ``run.json``."""
     plan: Plan
     verdict: list[str]
+    warnings: list[str]
 
 
 def analyze_model(
@@ -138,6 +141,7 @@ def analyze_model(
         facts=facts,
         plan=_finished_plan(model, settings, planned, catalog),
         verdict=verdict(key, fp, sensitivity, planned.joint),
+        warnings=[f"{key}: {planned.note}"] if planned.note else [],
     )
 
 
@@ -147,6 +151,7 @@ class _Planned:
     drop_model: DropModel
     recommended: Assignment
     budget: Budget
+    note: str
     outcomes: dict[str, Outcome]
     joint: pd.DataFrame
     front: pd.DataFrame
@@ -177,7 +182,7 @@ def _plan(
         ceiling,
     )
     front = pareto(problem, curve)
-    recommended = solve(problem, budget, curve)
+    recommended, note = _recommended(problem, budget, curve)
     extra = {"recommended": dict(recommended.bits)}
     for value in (3.0, 5.0, 6.0):
         near = [a for a in front if abs(a.cost.avg_bits - value) < 0.3]
@@ -195,6 +200,7 @@ def _plan(
         drop_model=curve,
         recommended=recommended,
         budget=budget,
+        note=note,
         outcomes=outcomes,
         joint=_framed("joint", model.key, rows),
         front=_framed("pareto", model.key, [_front_row(i, a) for i, a in enumerate(front)]),
@@ -230,6 +236,17 @@ def group_choices(modules: pd.DataFrame, bits: Sequence[int]) -> dict[str, dict[
         for group, rows in members.items()
         if rows.any()
     }
+
+
+def _recommended(problem: Problem, budget: Budget, curve: DropModel) -> tuple[Assignment, str]:
+    """The plan of the budget, or of the narrowest widths with a note where it cannot be met.
+
+    Hours of measuring must not end in an error about the budget.
+    """
+    try:
+        return solve(problem, budget, curve), ""
+    except UserInputError as error:
+        return narrowest(problem, curve), f"{error} The plan has the narrowest widths instead."
 
 
 def _with_both(sensitivity: pd.DataFrame, settings: AnalyzeSettings) -> pd.DataFrame:

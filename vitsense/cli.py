@@ -112,7 +112,7 @@ def _unexpected(session: Session, error: Exception) -> str:
     reason = str(error).strip().partition("\n")[0]
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return f"Error: out of memory ({reason}); use a smaller --batch-size, for example 1."
-    line = f"Internal error: {type(error).__name__}: {reason}".removesuffix(": ")
+    line = f"Internal error: {type(error).__name__}: {reason}".rstrip(":. ") + "."
     where = f" The traceback is in {session.log}." if session.log is not None else ""
     return line + where + ("" if session.debug else " For the traceback, run with --debug.")
 

@@ -44,16 +44,26 @@ def session() -> Session:
 
 def say(text: str) -> None:
     """A line for the person, on standard error."""
-    click.echo(text, err=True)
+    click.echo(_printable(text, sys.stderr.encoding), err=True)
 
 
 def emit(text: str) -> None:
     """A line of the result, on standard output; a reader that went away (``| head``) is fine."""
     try:
-        click.echo(text)
+        click.echo(_printable(text, sys.stdout.encoding))
     except BrokenPipeError:
         # what Python flushes at exit must not fail a second time
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _printable(text: str, encoding: str | None) -> str:
+    """The text in characters that a stream can show; the sign of a number is never lost."""
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        plain = text.replace("\N{MINUS SIGN}", "-")
+        return plain.encode("ascii", errors="backslashreplace").decode()
+    return text
 
 
 def emit_json(status: str, values: Mapping[str, Any]) -> None:

@@ -49,12 +49,12 @@ def plan(
     """Solve for bit widths under a budget, from the measurements of RUN (default: the newest)."""
     from vitsense.plan.again import plan_again
 
-    pins = dict(_pin(text) for text in pin)
+    found = find_run(run)
     made, path = plan_again(
-        find_run(run),
+        found,
         budget,
         model=model,
-        pins=pins,
+        pins=dict(_pin(text) for text in pin),
         keep_default_pins=not no_pin,
         tie=tie,
         out=out,
@@ -63,14 +63,16 @@ def plan(
         emit_json("complete", {"path": str(path), "plan": made.to_json()})
         return
     cost, predicted = made.cost or {}, made.predicted or {}
+    labelled = {entry["key"]: entry["fp"] is not None for entry in found.read_run()["models"]}
+    loss = "drop" if labelled[made.model["key"]] else "loss of agreement"
     emit(f"{made.model['key']} under {made.budget}:")
     emit(
         f"  {cost['avg_bits']:.2f} bits on average, {cost['size_mb']:.2f} MB, "
         f"{cost['bitops_g']:.2f} G bit operations"
     )
     emit(
-        f"  predicted drop {predicted['drop']:.1f} points "
-        f"({predicted['low']:.1f} to {predicted['high']:.1f}); not measured"
+        f"  predicted {loss} {predicted['drop']:.1f} points "
+        f"({predicted['low']:.1f} to {predicted['high']:.1f}); not measured as a whole"
     )
     emit(f"Plan: {path}")
 

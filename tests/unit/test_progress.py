@@ -191,7 +191,9 @@ def test_bars_go_to_standard_error_and_names_in_brackets_stay() -> None:
 
 def test_no_color_is_honoured_even_when_a_terminal_is_forced() -> None:
     colours = {
-        flag: any(f"\x1b[{n}" in _bars(FORCE_COLOR="1", **extra)[1] for n in ("31", "32", "35", "38"))
+        flag: any(
+            f"\x1b[{n}" in _bars(FORCE_COLOR="1", **extra)[1] for n in ("31", "32", "35", "38")
+        )
         for flag, extra in (("plain", {}), ("no", {"NO_COLOR": "1"}))
     }
     assert colours == {"plain": True, "no": False}

@@ -130,7 +130,7 @@ def test_a_table_not_yet_written_is_empty_with_its_columns(run: RunFolder, name:
 def _frame(name: str) -> pd.DataFrame:
     """Two rows: ordinary values, and what may be missing missing."""
     values = {
-        "str": ["blocks.0,\"x\"\nNA <b>", ""],
+        "str": ['blocks.0,"x"\nNA <b>', ""],
         "int64": [1, 2**53 + 1],
         "Int64": [3, None],
         "float64": [0.1, None],

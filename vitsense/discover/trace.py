@@ -109,7 +109,8 @@ class Tracer:
     def handle(self, op: Op | None, call: Call, path: str) -> Any:
         """Run the call and record it."""
         if op is Op.MHA and can_expand(call):
-            return multi_head_attention(call, lambda inner: self._inner(inner, path))
+            marks = [m for m in (_FROM_IMAGE, _LEARNED) if hasattr(call.get(0, "query"), m)]
+            return multi_head_attention(call, lambda inner: self._inner(inner, path, marks))
         output = call.run()
         self._tick += 1
         tags: frozenset[_Tag] = self._tags_of(call, path)
@@ -130,7 +131,10 @@ class Tracer:
         self._pass_on(call, output, tags)
         return output
 
-    def _inner(self, call: Call, path: str) -> Any:
+    def _inner(self, call: Call, path: str, marks: list[str]) -> Any:
+        """A step of a spelled-out module; reshapes between the steps do not pass marks on."""
+        for mark in marks:
+            setattr(call.args[0], mark, True)
         op = Op.LINEAR if call.function is torch.nn.functional.linear else Op.SDPA
         return self.handle(op, call, path)
 

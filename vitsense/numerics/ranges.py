@@ -205,9 +205,8 @@ def _condensed(values: Distribution) -> tuple[NDArray[np.float64], NDArray[np.fl
 
 def _around(centre: float, step: float, reach: int) -> NDArray[np.float64]:
     """Parts of the full range to try, the largest first (so that ties clip least)."""
-    parts = centre + step * np.arange(reach, -reach - 1, -1)
-    kept: NDArray[np.float64] = parts[(parts > 0.01) & (parts <= 1.0)]
-    return kept
+    parts = centre + step * np.arange(reach, -reach - 1, -1, dtype=np.float64)
+    return np.asarray(parts[(parts > 0.01) & (parts <= 1.0)], dtype=np.float64)
 
 
 def _errors(

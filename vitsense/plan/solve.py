@@ -254,6 +254,12 @@ class _Table:
         return assignment_of(self.problem, bits, model)
 
 
+def narrowest(problem: Problem, model: DropModel) -> Assignment:
+    """Every module at its narrowest width (pinned ones at theirs)."""
+    table = _Table(problem)
+    return table.assignment(table.extreme(np.argmin), model)
+
+
 def assignment_of(problem: Problem, bits: Mapping[str, int], model: DropModel) -> Assignment:
     """Cost and prediction of bits that were chosen elsewhere."""
     return Assignment(

@@ -1,0 +1,354 @@
+"""The commands on a real, small run: what they print, write, refuse and continue."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from vitsense import cli
+from vitsense.plan.plan import Plan
+from vitsense.runfolder import RunFolder
+
+_SMALL = ["--model", "zoo/glyph_resnet", "--images", "40", "--calibration", "16", "--bits", "8,3,2"]
+_ANALYZE = ["analyze", *_SMALL]
+
+
+@pytest.fixture(scope="session")
+def _measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert cli.run([*_ANALYZE, "--no-report", "--out", str(folder), "-q"]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(_measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a finished run, in an otherwise empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(_measured, Path("vitsense-runs") / "small"))
+
+
+def _json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_analyze_prints_the_warnings_then_the_verdict_then_the_way_on(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*_ANALYZE, "--no-report", "--out", str(run)]) == 0
+    out, err = capsys.readouterr()
+    record = RunFolder(run).read_run()
+    lines = out.splitlines()
+    assert lines[0] == f"Warning: {record['warnings'][0]}"
+    assert [line for line in lines if line in record["verdict"]] == record["verdict"]
+    assert f"Run folder: {run}" in lines
+    assert f"  vitsense report {run}" in lines
+    assert "Generated images" in out
+    assert "sensitivity" in err
+    assert "sensitivity:" not in out
+
+
+def test_quiet_leaves_only_the_result(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([*_ANALYZE, "--no-report", "--out", str(run), "-q"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_json_is_one_object_on_standard_output(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*_ANALYZE, "--no-report", "--out", str(run), "--json"]) == 0
+    found = _json(capsys)
+    record = RunFolder(run).read_run()
+    assert found["schema"] == "vitsense.result/1"
+    assert found["status"] == "complete"
+    assert found["out_dir"] == str(run)
+    assert found["verdict"] == record["verdict"]
+    assert found["warnings"] == record["warnings"]
+    assert {"run.json", "plan.json", "sensitivity.csv"} <= set(found["artifacts"])
+
+
+def test_the_same_command_measures_nothing_again_and_changes_no_table(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("sensitivity.csv", "statistics.csv", "joint.csv", "pareto.csv", "state.jsonl")
+    before = {name: (run / name).read_bytes() for name in names}
+    assert cli.run([*_ANALYZE, "--no-report", "--out", str(run), "-q"]) == 0
+    assert {name: (run / name).read_bytes() for name in names} == before
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (["--images", "41"], "images"),
+        (["--bits", "8,2"], "bits"),
+        (["--seed", "1"], "seed"),
+        (["--model", "zoo/glyph_swin"], "model"),
+        (["--weight-range", "minmax"], "quant"),
+        (["--weights", "random"], "weights of glyph_resnet"),
+    ],
+)
+def test_other_settings_are_refused_by_name_and_nothing_is_touched(
+    run: Path, capsys: pytest.CaptureFixture[str], changed: list[str], named: str
+) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert cli.run([*_ANALYZE, *changed, "--out", str(run)]) == 2
+    err = capsys.readouterr().err
+    assert "holds results of another run" in err
+    assert named in err.partition("different are: ")[2]
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_another_budget_is_not_another_measurement(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*_ANALYZE, "--budget", "avg-bits=6", "--no-report", "--out", str(run), "-q"]
+    before = (run / "sensitivity.csv").read_bytes()
+    assert cli.run(arguments) == 0
+    assert Plan.load(run / "plan.json").budget == "avg-bits=6"
+    assert (run / "sensitivity.csv").read_bytes() == before
+    capsys.readouterr()
+
+
+def test_a_gate_that_fails_is_exit_1_after_everything_is_written(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With 3 bits on average and 2 bits allowed, the small ResNet loses far more than nothing."""
+    shutil.rmtree(run)
+    command = [*_ANALYZE, "--budget", "avg-bits=2.5", "--no-report", "--out", str(run), "-q"]
+    assert cli.run([*command, "--fail-if-drop", "0"]) == 1
+    out, err = capsys.readouterr()
+    assert "--fail-if-drop" in err
+    assert "Run folder:" in out
+    assert RunFolder(run).read_run()["status"] == "complete"
+    assert (run / "plan.json").is_file()
+    assert cli.run([*command, "--fail-if-drop", "100"]) == 0
+    capsys.readouterr()
+
+
+def test_plan_solves_again_and_writes_what_was_not_measured_as_unknown(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Plan.load(run / "plan.json").measured is not None
+    assert cli.run(["plan", "--budget", "avg-bits=2.5"]) == 0
+    out = capsys.readouterr().out
+    made = Plan.load(run / "plan.json")
+    assert made.budget == "avg-bits=2.5"
+    assert made.measured is None
+    assert "not measured" in out
+    assert out.splitlines()[-1] == f"Plan: {run / 'plan.json'}"
+    assert made.cost is not None
+    assert made.cost["avg_bits"] <= 2.5 + 1e-9
+
+
+def test_plan_pins_unpins_and_ties(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (run / "modules.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    weighted = [row["module"] for row in rows if int(row["params"])]
+    other = weighted[3]
+    base = ["plan", str(run), "--budget", "avg-bits=2.5", "--json"]
+
+    assert cli.run([*base, "--pin", f"{other}=3"]) == 0
+    pinned = {m["name"]: m for m in _json(capsys)["plan"]["modules"] if m["pinned"]}
+    assert pinned.keys() == {weighted[0], weighted[-1], other}
+    assert pinned[other]["bits"] == 3
+
+    assert cli.run([*base, "--no-pin"]) == 0
+    assert not any(m["pinned"] for m in _json(capsys)["plan"]["modules"])
+
+    assert cli.run([*base, "--tie", "block"]) == 0
+    bits = {m["name"]: m["bits"] for m in _json(capsys)["plan"]["modules"] if not m["pinned"]}
+    blocks: dict[str, set[int]] = {}
+    for row in rows:
+        if row["block"] and row["module"] in bits:
+            blocks.setdefault(row["block"], set()).add(bits[row["module"]])
+    assert {len(widths) for widths in blocks.values()} == {1}
+
+
+def test_plan_writes_elsewhere_on_request(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "plan.json").read_bytes()
+    command = ["plan", str(run), "--budget", "max-drop=10", "--out", "mine.json"]
+    assert cli.run(command) == 0
+    assert Plan.load(Path("mine.json")).budget == "max-drop=10"
+    assert (run / "plan.json").read_bytes() == before
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--budget", "avg-bits=1"], "least possible is avg-bits="),
+        (["--budget", "bits=4"], "avg-bits=NUMBER"),
+        (["--budget", "avg-bits=4", "--model", "resnet50"], "it has glyph_resnet"),
+        (["--budget", "avg-bits=4", "--pin", "no.such.module=8"], "no module 'no.such.module'"),
+        (["--budget", "avg-bits=4", "--pin", "fc=7"], "measured are 2, 3, 8"),
+        (["--budget", "avg-bits=4", "--out", "absent/plan.json"], "cannot be written"),
+        (["--budget", "avg-bits=4", "--tie", "heads"], "qkv"),
+        ([], "--budget"),
+    ],
+)
+def test_a_plan_that_cannot_be_made_is_exit_2_and_keeps_the_old_one(
+    run: Path, capsys: pytest.CaptureFixture[str], extra: list[str], said: str
+) -> None:
+    before = (run / "plan.json").read_bytes()
+    assert cli.run(["plan", str(run), *extra]) == 2
+    assert said in capsys.readouterr().err
+    assert (run / "plan.json").read_bytes() == before
+
+
+def test_report_writes_its_files_and_prints_only_their_paths(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["report"]) == 0
+    assert capsys.readouterr().out.split() == [
+        str(run / f"report.{kind}") for kind in ("json", "html", "pdf")
+    ]
+    assert (run / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert (run / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(("flag", "other"), [("html", "pdf"), ("pdf", "html")])
+def test_one_kind_of_report_can_be_asked_for(
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    other: str,
+) -> None:
+    shown: list[str] = []
+
+    def show(address: str) -> bool:
+        shown.append(address)
+        return False
+
+    monkeypatch.setattr("webbrowser.open", show)
+    assert cli.run(["report", "small", f"--{flag}", "--open", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["written"] == [str(run / "report.json"), str(run / f"report.{flag}")]
+    assert not (run / f"report.{other}").exists()
+    assert shown == [(run / f"report.{flag}").resolve().as_uri()]
+    assert "open" in err
+
+
+@pytest.mark.parametrize("text", ["{", '{"schema": "vitsense.plan/1", "modules": []}', "[]"])
+def test_a_damaged_plan_in_a_run_is_said_by_the_report(
+    run: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (run / "plan.json").write_text(text)
+    assert cli.run(["report", "--html"]) == 2
+    assert "plan.json" in capsys.readouterr().err
+
+
+def test_report_and_plan_work_without_torch(run: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(torch=None, timm=None, torchvision=None)\n"
+        "from vitsense.cli import run\n"
+        "sys.exit(run(['report']) or run(['plan', '--budget', 'avg-bits=3']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_damaged_run_beside_does_not_stop_a_new_one(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "run.json").write_text("{")
+    assert cli.run([*_ANALYZE, "--bits", "8", "--no-report", "-q", "--json"]) == 0
+    assert _json(capsys)["out_dir"] != str(run)
+
+
+def test_an_unexpected_error_is_kept_in_the_log_of_the_run(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("vitsense.analyze.analyze_model", fail)
+    assert cli.run([*_ANALYZE, "--out", str(run)]) == 4
+    err = capsys.readouterr().err
+    assert f"Internal error: ZeroDivisionError: a bug. The traceback is in {run / 'log.txt'}" in err
+    assert "Traceback" not in err
+    assert "in fail" in (run / "log.txt").read_text()
+    assert RunFolder(run).read_run()["status"] == "interrupted"
+
+
+class Analysis:
+    """``vitsense analyze`` in a process of its own, slow enough to be stopped in the middle."""
+
+    def __init__(self, folder: Path, *extra: str) -> None:
+        self.arguments = ["analyze", *_SMALL, "--images", "600", "--batch-size", "4"]
+        self.arguments += ["--no-report", *extra]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vitsense", *self.arguments],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def stop(self, number: signal.Signals, folder: Path) -> tuple[int, str, str]:
+        """Send a signal once something is measured."""
+        deadline = time.monotonic() + 120
+        while not any(p.stat().st_size > 2000 for p in folder.glob("**/state.jsonl")):
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        self.process.send_signal(number)
+        out, err = self.process.communicate(timeout=120)
+        return self.process.returncode, out, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_analysis_says_how_to_continue_and_does(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    analysis = Analysis(tmp_path)
+    code, out, err = analysis.stop(number, tmp_path)
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
+    command = err.splitlines()[-1].split()
+    assert command == ["vitsense", *analysis.arguments]
+    (run,) = RunFolder.all_in(tmp_path / "vitsense-runs")
+    assert run.read_run()["status"] == "interrupted"
+    kept = run.read_state()
+    assert kept
+
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(command[1:]) == 0
+    assert "Continuing" in capsys.readouterr().err
+    assert RunFolder.all_in(tmp_path / "vitsense-runs") == [run]
+    assert run.read_run()["status"] == "complete"
+    assert run.read_state()[: len(kept)] == kept
+
+
+@pytest.mark.slow
+def test_a_killed_analysis_continues_to_the_tables_of_an_undisturbed_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    analysis = Analysis(tmp_path, "--out", str(killed))
+    code, _, _ = analysis.stop(signal.SIGKILL, tmp_path)
+    assert code == -signal.SIGKILL
+    assert RunFolder(killed).read_run()["status"] == "running"
+    assert cli.run([*analysis.arguments, "-q"]) == 0
+    assert cli.run([*analysis.arguments[:-1], str(whole), "-q"]) == 0
+    capsys.readouterr()
+    for name in ("modules", "statistics", "sensitivity", "joint", "pareto", "pareto_bits"):
+        tables = [RunFolder(folder).table(name) for folder in (killed, whole)]
+        pd.testing.assert_frame_equal(*tables, check_exact=True)
+    plans = [Plan.load(folder / "plan.json").bits for folder in (killed, whole)]
+    assert plans[0] == plans[1]
