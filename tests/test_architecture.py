@@ -17,8 +17,10 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 
 # third-party package -> the only places that may import it
 OWNERS = {
-    "timm": {"models.py", "model_names.py", "data.py", "zoo/__init__.py"},
-    "torchvision": {"models.py", "model_names.py"},
+    "timm": {
+        "models.py", "model_names.py", "preprocessing.py", "timm_images.py", "zoo/__init__.py",
+    },
+    "torchvision": {"models.py", "model_names.py", "preprocessing.py"},
     "matplotlib": {"report/figures.py"},
     "seaborn": {"report/figures.py"},
     "jinja2": {"report/html.py"},

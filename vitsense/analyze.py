@@ -100,7 +100,7 @@ def run_analysis(
     """
     device = pick_device(settings.device)
     models = _load_models(settings, device)
-    source = open_source(settings.data)
+    source = open_source(settings.data, at_most=settings.images + settings.calibration)
     calibration, evaluation = _images(settings, source, models)
     record = RunRecord(settings=settings, commands=[command or provenance.command_line()])
     record.models = [describe(model) for model in models]
@@ -253,11 +253,7 @@ def describe(model: LoadedModel) -> dict[str, Any]:
         "name": model.resolved.name,
         "source": model.resolved.source.value,
         "family": model.family.value,
-        "weights": "zoo"
-        if model.resolved.source.value == "zoo"
-        and model.request.checkpoint is None
-        and model.request.weights is WeightSource.HUB
-        else model.request.weights.value,
+        "weights": model.weights.value,
         "checkpoint": None if model.request.checkpoint is None else model.request.checkpoint.name,
         "weights_digest": model.digest,
         "num_classes": model.num_classes,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import argparse
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, by plain parameter names.
+    """The tensors of a checkpoint, by the names they have in the file.
 
     Args:
-        path: safetensors, or a file that `torch.load` reads with ``weights_only=True``.
+        path: safetensors, or a file that `torch.load` reads with ``weights_only=True``. Where it
+            holds averaged (EMA) and plain weights, the averaged ones are taken.
 
     Raises:
         InputMissingError: no such file.
@@ -32,11 +35,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise InputMissingError(f"There is no checkpoint {path}; check --checkpoint.")
-    state = _flat(_read(path), path)
-    for prefix in _PREFIXES * 2:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
+    return _flat(_read(path), path)
 
 
 def _read(path: Path) -> Any:
@@ -51,15 +50,26 @@ def _read(path: Path) -> Any:
                 f"{path} is not a whole safetensors file ({error}); fetch it again."
             ) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # training scripts store their arguments beside the weights; a Namespace is plain data
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch raises half a dozen unrelated types for files that are cut, foreign or unsafe
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserInputError(
-            f"{path} cannot be read as plain tensors ({reason[:160]}). It may be cut short, or "
-            "need code to be run, which vitsense never does: save model.state_dict() as "
-            "safetensors and use that."
-        ) from error
+        raise UserInputError(f"{path} {_why_unreadable(error)}") from error
+
+
+def _why_unreadable(error: Exception) -> str:
+    """One sentence for torch's page of advice (which suggests to run the file's code)."""
+    foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if foreign is not None:
+        return (
+            f"holds a {foreign[1]}, which only running code from the file could build; vitsense "
+            "never does that: save model.state_dict() as safetensors and use that."
+        )
+    return (
+        "is cut short, or is not a file that torch.save or safetensors wrote: fetch it again, or "
+        "save model.state_dict() and use that."
+    )
 
 
 def _flat(data: Any, path: Path) -> dict[str, Tensor]:
@@ -74,6 +84,37 @@ def _flat(data: Any, path: Path) -> dict[str, Tensor]:
     if not state:
         raise UserInputError(f"{path} holds no tensors: it is not a state dict.")
     return state
+
+
+def renamed_for(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names that ``model`` uses.
+
+    Prefixes of wrappers (DDP, ``torch.compile``, Lightning) are taken off where that makes more
+    names fit. Where names still differ, a timm model's own converter of original checkpoints is
+    asked; an answer that resamples a tensor is not taken.
+    """
+    own = model.state_dict().keys()
+    tried = [dict(state)]
+    if not any("_orig_mod." in key for key in own):
+        tried[0] = {key.replace("_orig_mod.", ""): value for key, value in state.items()}
+    while (prefix := _shared_prefix(tried[-1])) is not None:
+        tried.append({key.removeprefix(prefix): value for key, value in tried[-1].items()})
+    best = max(tried, key=lambda names: len(own & names.keys()))
+    convert = getattr(sys.modules.get(type(model).__module__), "checkpoint_filter_fn", None)
+    if best.keys() == own or convert is None:
+        return best
+    try:
+        converted = dict(convert(dict(best), model))
+    except Exception:  # noqa: BLE001  a foreign file may break the converter anywhere
+        return best
+    resampled = any(best[k].shape != converted[k].shape for k in best.keys() & converted.keys())
+    return best if resampled or converted.keys() - own else converted
+
+
+def _shared_prefix(state: Mapping[str, Tensor]) -> str | None:
+    if not state:
+        return None
+    return next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -97,11 +138,11 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     lines += _listed("Shapes that differ", shapes)
     lines += _listed("Missing in the file", missing)
     lines += _listed("Not in the model", unexpected)
-    classes = [key for key in own if key in state and _is_classifier(key, own[key], state[key])]
-    if classes and not missing and not unexpected:
+    theirs = classes_of(model, state)
+    if theirs is not None:
+        ours = next(own[key].shape[0] for key in own if own[key].shape != state[key].shape)
         lines.append(
-            f"The file has {state[classes[0]].shape[0]} classes, the model "
-            f"{own[classes[0]].shape[0]}: build the model with that many classes."
+            f"The file has {theirs} classes, the model {ours}: use a model with {theirs} classes."
         )
     else:
         lines.append("Check that --model names the architecture the file was trained with.")
@@ -111,12 +152,13 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
 def classes_of(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     """Number of classes of a state dict that fits ``model`` but for its classifier, else None."""
     own = model.state_dict()
-    if set(own) - set(state) or set(state) - set(own):
+    if own.keys() != state.keys():
         return None
     differing = [key for key in own if own[key].shape != state[key].shape]
-    if not differing or not all(_is_classifier(k, own[k], state[k]) for k in differing):
+    if not all(_is_classifier(k, own[k], state[k]) for k in differing):
         return None
-    return int(state[differing[0]].shape[0])
+    counts = {int(state[key].shape[0]) for key in differing}
+    return counts.pop() if len(counts) == 1 else None
 
 
 def _is_classifier(key: str, own: Tensor, other: Tensor) -> bool:
@@ -135,13 +177,15 @@ def _listed(title: str, names: Iterable[str]) -> list[str]:
 
 
 def check_finite(model: nn.Module, name: str) -> None:
-    """Refuse weights that are not finite.
+    """Refuse weights that are not finite; a buffer may hold infinities, as masks do.
 
     Raises:
         MeasurementError: naming the first such tensor.
     """
+    masks = {key for key, _ in model.named_buffers() if not key.endswith(("_mean", "_var"))}
     for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not math.isfinite(float(tensor.abs().sum())):
+        wrong = tensor.isnan() if key in masks else ~tensor.isfinite()
+        if bool(wrong.any()):
             raise MeasurementError(
                 f"{name}: the weight {key!r} has values that are not finite (NaN or infinity); "
                 "the checkpoint is damaged or its training diverged."

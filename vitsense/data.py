@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import io
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from vitsense.errors import InputMissingError, UserInputError
 from vitsense.glyphs import GLYPH_CLASSES, render_glyph
 from vitsense.image_files import FolderStore, Store, TarStore, list_images
-from vitsense.models import Preprocessing
+from vitsense.preprocessing import Preprocessing
+from vitsense.timm_images import is_timm_spec, open_timm_images
 
 GENERATED = "generated"
 """Kind of the built-in images."""
-
-_TIMM_PREFIXES = ("hfds/", "hfids/", "wds/", "torch/", "tfds/", "hf/")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -83,12 +83,13 @@ class ImageSet:
             yield torch.stack(images).to(device), labels.to(device)
 
 
-def open_source(spec: str | None) -> ImageSource:
+def open_source(spec: str | None, *, at_most: int = 2000) -> ImageSource:
     """The images that ``--data`` names.
 
     Args:
         spec: None for the generated glyphs; a folder; a ``.tar``; or a timm data set
-            (``hfds/NAME``, ``wds/PATH``, ``torch/NAME``).
+            (``hfds/NAME``, ``wds/PATH``, ``torch/NAME,root=DIR``; see `vitsense.timm_images`).
+        at_most: How many images are taken from a data set that can only be streamed.
 
     Raises:
         InputMissingError: it is not there, cannot be reached, or is empty.
@@ -96,8 +97,8 @@ def open_source(spec: str | None) -> ImageSource:
     """
     if spec is None:
         return _generated()
-    if spec.startswith(_TIMM_PREFIXES):
-        return _from_timm(spec)
+    if is_timm_spec(spec):
+        return _from_timm(spec, at_most)
     path = Path(spec)
     if not path.exists():
         raise InputMissingError(
@@ -128,8 +129,19 @@ def decode(data: bytes) -> Image.Image:
     Raises:
         OSError: the bytes are not a whole image.
     """
-    image = Image.open(io.BytesIO(data))
-    image.load()
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return as_rgb(image)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Pillow's plugins raise a dozen types for files that are cut, foreign or hostile
+        raise OSError(str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """The image upright and in RGB: transparency on white, 16 bits scaled to 8."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
         layered = upright.convert("RGBA")
@@ -158,27 +170,19 @@ def _generated() -> ImageSource:
     )
 
 
-def _from_timm(spec: str) -> ImageSource:
-    from timm.data.dataset_factory import create_dataset
-
-    try:
-        data: Any = create_dataset(spec, root=None, split="validation", is_training=False)
-        length = len(data)
-    except Exception as error:
-        # every backend raises its own types for a missing package, a missing set, no network
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputMissingError(
-            f"The data set {spec!r} cannot be opened ({reason[:200]}). Check its name, install the "
-            "package its prefix needs (hfds/: datasets, wds/: webdataset), or use a folder."
-        ) from error
+def _from_timm(spec: str, at_most: int) -> ImageSource:
+    found = open_timm_images(spec, at_most)
 
     def read(index: int) -> tuple[bytes, Image.Image]:
-        image, _ = data[index]
-        upright = image.convert("RGB")
+        content = found.read(index)
+        if isinstance(content, bytes):
+            return content, decode(content)
+        upright = as_rgb(content)
         return upright.tobytes(), upright
 
-    labels = tuple(int(data[index][1]) for index in range(length))
-    return ImageSource(spec=spec, kind="timm", labels=labels, read=read)
+    return ImageSource(
+        spec=spec, kind="timm", labels=found.labels, read=read, classes=found.classes
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +201,10 @@ def draw_images(
 ) -> tuple[ImageSet, ImageSet]:
     """Calibration and evaluation images, which never overlap.
 
-    The order is a permutation from the seed; evaluation takes from its front, calibration from its
-    back, so that no image can be in both. Images that cannot be read are replaced by the next.
+    The order is a permutation from the seed. Evaluation takes from its front; calibration from its
+    back, the classes in turn where there are labels. What calibration has tried is taken out of
+    evaluation's order, so that no image can be in both. Images that cannot be read are replaced by
+    the next.
 
     Raises:
         UserInputError: too few images, or the same image in both sources.
@@ -209,38 +215,51 @@ def draw_images(
             _decoded(source, iter(range(_GLYPHS)), draw.evaluation, draw),
         )
     if calibration_source is not None:
-        order = np.random.default_rng(draw.seed).permutation(len(calibration_source)).tolist()
-        calibration = _decoded(calibration_source, iter(order), draw.calibration, draw)
-        order = np.random.default_rng(draw.seed).permutation(len(source)).tolist()
+        reserve = _in_turn(calibration_source, _permuted(calibration_source, draw.seed))
+        calibration = _decoded(calibration_source, iter(reserve), draw.calibration, draw)
+        order = _permuted(source, draw.seed)
         evaluation = _decoded(source, iter(order), draw.evaluation, draw)
         _refuse_overlap(calibration, evaluation)
         return calibration, evaluation
     if len(source) < 2:
         raise UserInputError(f"{source.spec} has {len(source)} image; at least two are needed.")
-    order = np.random.default_rng(draw.seed).permutation(len(source)).tolist()
-    if draw.evaluation + draw.calibration > len(order):
+    order = _permuted(source, draw.seed)
+    wanted, front = draw.calibration, draw.evaluation
+    if front + wanted > len(order):
         # too few for both: a tenth, at most what was asked, calibrates and the rest evaluates
-        share = max(1, min(draw.calibration, len(order) // 10))
-        front, back = order[: len(order) - share], order[len(order) - share :]
-        calibration = _decoded(source, iter(back), share, draw)
-        return calibration, _decoded(source, iter(front), draw.evaluation, draw)
-    # both iterators stop where they would meet
-    reserve = order[draw.evaluation :][::-1]
-    calibration = _decoded(source, iter(reserve), draw.calibration, draw)
-    used = len(calibration) + len(calibration.skipped)
-    front = order[: len(order) - used]
-    return calibration, _decoded(source, iter(front), draw.evaluation, draw)
+        wanted = max(1, min(wanted, len(order) // 10))
+        front = len(order) - wanted
+    reserve = [*_in_turn(source, order[front:][::-1]), *order[:front][::-1]]
+    calibration = _decoded(source, iter(reserve), wanted, draw)
+    tried = set(reserve[: len(calibration) + len(calibration.skipped)])
+    rest = (number for number in order if number not in tried)
+    return calibration, _decoded(source, rest, draw.evaluation, draw)
+
+
+def _permuted(source: ImageSource, seed: int) -> list[int]:
+    order: list[int] = np.random.default_rng(seed).permutation(len(source)).tolist()
+    return order
+
+
+def _in_turn(source: ImageSource, order: list[int]) -> list[int]:
+    """The same numbers: first one of every class, then a second one of every class, and so on."""
+    seen: dict[int, int] = {}
+    rounds: dict[int, list[int]] = {}
+    for number in order:
+        label = source.labels[number]
+        seen[label] = seen.get(label, -1) + 1
+        # images without a label are no class: they keep their order
+        rounds.setdefault(seen[label] if label >= 0 else 0, []).append(number)
+    return list(chain.from_iterable(rounds[turn] for turn in sorted(rounds)))
 
 
 def _decoded(source: ImageSource, order: Iterator[int], wanted: int, draw: Draw) -> ImageSet:
     found = ImageSet(source=source)
     running = hashlib.sha256()
     for index in order:
-        if len(found) == wanted:
-            break
         try:
             data, _ = source.read(index)
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        except (OSError, ValueError, EOFError, zlib.error) as error:
             if draw.strict:
                 raise UserInputError(
                     f"{source.name(index)} in {source.spec} cannot be read as an image ({error}); "
@@ -251,10 +270,13 @@ def _decoded(source: ImageSource, order: Iterator[int], wanted: int, draw: Draw)
         running.update(data)
         running.update(str(source.labels[index]).encode())
         found.numbers.append(index)
+        if len(found) == wanted:
+            break
     if not found.numbers:
+        first = found.skipped[0] if found.skipped else "none"
         raise UserInputError(
             f"No image of {source.spec} could be read ({len(found.skipped)} tried, first "
-            f"{found.skipped[0] if found.skipped else 'none'!r}): are these image files?"
+            f"{first!r}): are these whole image files?"
         )
     found.digest = running.hexdigest()[:16]
     return found
@@ -291,7 +313,8 @@ def check_labels(source: ImageSource, num_classes: int, model: str) -> None:
         and len(source.classes) != num_classes
     ):
         raise UserInputError(
-            f"{source.spec} has {len(source.classes)} class folders, but {model} has {num_classes} "
-            "classes, so folders cannot be matched to outputs. Name the folders by class index "
-            "(0, 1, ...), or put the images in one folder with a labels.csv (file,label)."
+            f"{source.spec} has {len(source.classes)} classes ({', '.join(source.classes[:3])}, "
+            f"...), but {model} has {num_classes}, so they cannot be matched. Name class folders "
+            "by the model's class index (0, 1, ...), or put the images in one folder with a "
+            "labels.csv (file,label)."
         )

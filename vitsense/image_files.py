@@ -19,6 +19,9 @@ LABELS = "labels.csv"
 """Name of the table (columns file, label) in a flat folder."""
 
 
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
+
+
 class Store(Protocol):
     """Named files, wherever they are."""
 
@@ -54,13 +57,10 @@ class TarStore:
             members = [m for m in self._tar.getmembers() if m.isfile()]
         except (tarfile.TarError, OSError, EOFError) as error:
             raise UserInputError(f"{path} is not a whole tar archive ({error}).") from error
-        names = [PurePosixPath(m.name) for m in members]
-        depth = _shared_folders(names)
-        self._members = {
-            "/".join(name.parts[depth:]): member
-            for name, member in zip(names, members, strict=True)
-            if not name.name.startswith(".")
-        }
+        named = [(PurePosixPath(m.name), m) for m in members]
+        named = [(n, m) for n, m in named if not any(part.startswith(".") for part in n.parts)]
+        depth = _shared_folders([name for name, _ in named])
+        self._members = {"/".join(name.parts[depth:]): member for name, member in named}
 
     def names(self) -> list[str]:
         """Relative names below the folders that all members share, sorted."""
@@ -74,10 +74,9 @@ class TarStore:
 
 
 def _shared_folders(names: Sequence[PurePosixPath]) -> int:
-    """How many leading folders all names share (archives are often made of one folder).
+    """How many leading folders all names share: archives are often made of one folder.
 
-    A folder that directly holds images next to a table or nothing else is the root; one class
-    folder alone would be ambiguous and is kept.
+    (One class folder alone looks the same; its images are then without labels.)
     """
     depth = 0
     while names and all(len(n.parts) > depth + 1 for n in names):
@@ -110,33 +109,48 @@ def list_images(store: Store, where: str) -> Listing:
     names = store.names()
     images = [n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES]
     if LABELS in names:
-        return _from_csv(store.read(LABELS), images, where)
+        return _from_csv(store.read(LABELS), names, where)
     if not images:
         raise InputMissingError(
             f"{where} holds no images ({len(names)} other files). Expected: one folder per class "
             f"with images in it, or images with a {LABELS} (file,label), or images alone."
         )
-    if all("/" in n for n in images):
+    loose = [n for n in images if "/" not in n]
+    if not loose:
         classes = tuple(sorted({n.split("/")[0] for n in images}))
-        if all(c.isdigit() for c in classes):
+        if _SPLITS.issuperset(classes):
+            raise UserInputError(
+                f"{where} holds the splits {', '.join(classes)}, not classes: name one of them, "
+                f"for example {where}/{classes[-1]}."
+            )
+        if all(c.isdecimal() for c in classes):
             labels = tuple(int(n.split("/")[0]) for n in images)  # folders named by class index
             return Listing(kind="folder", files=tuple(images), labels=labels, classes=None)
         number = {name: i for i, name in enumerate(classes)}
         labels = tuple(number[n.split("/")[0]] for n in images)
         return Listing(kind="folder", files=tuple(images), labels=labels, classes=classes)
+    if len(loose) < len(images):
+        raise UserInputError(
+            f"{where} holds {len(loose)} images beside folders with {len(images) - len(loose)} "
+            f"more (first {loose[0]!r}), so it is not clear which are classes: keep all images in "
+            "class folders, or all in one folder."
+        )
     return Listing(kind="flat", files=tuple(images), labels=(-1,) * len(images), classes=None)
 
 
-def _from_csv(data: bytes, images: list[str], where: str) -> Listing:
+def _from_csv(data: bytes, names: list[str], where: str) -> Listing:
     table = f"{where}/{LABELS}"
     try:
-        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        rows, columns = list(reader), reader.fieldnames or ()
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserInputError(f"{table} is not a CSV file in UTF-8 ({error}).") from error
-    if not rows or not {"file", "label"} <= set(rows[0]):
-        seen = ", ".join(rows[0]) if rows else "nothing"
+    if not {"file", "label"} <= set(columns):
+        seen = ", ".join(columns) or "nothing"
         raise UserInputError(f"{table} needs the columns file and label; it has {seen}.")
-    present, files, labels = set(images), [], []
+    if not rows:
+        raise InputMissingError(f"{table} names no images; add a row (file,label) for each.")
+    present, files, labels = set(names), [], []
     missing = [row["file"] for row in rows if row["file"] not in present]
     if missing:
         raise UserInputError(
@@ -144,15 +158,19 @@ def _from_csv(data: bytes, images: list[str], where: str) -> Listing:
             "remove those rows or add the files."
         )
     for line, row in enumerate(rows, start=2):
-        try:
-            label = int(row["label"])
-        except (TypeError, ValueError) as error:
+        label = _class_index(row["label"])
+        if label is None:
             raise UserInputError(
                 f"{table} line {line}: the label {row['label']!r} is not a class index (0, 1, ...)."
-            ) from error
+            )
         files.append(row["file"])
         labels.append(label)
     if len(set(files)) != len(files):
         double = next(name for name in files if files.count(name) > 1)
         raise UserInputError(f"{table} names {double!r} twice; every image may appear once.")
     return Listing(kind="csv", files=tuple(files), labels=tuple(labels), classes=None)
+
+
+def _class_index(text: str | None) -> int | None:
+    stripped = (text or "").strip()
+    return int(stripped) if stripped.isascii() and stripped.isdecimal() else None

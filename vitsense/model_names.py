@@ -36,6 +36,9 @@ ALIASES = {
     "swin_s": "swin_small_patch4_window7_224",
     "swin_b": "swin_base_patch4_window7_224",
     "swin_l": "swin_large_patch4_window7_224",
+    "swin_tiny": "swin_tiny_patch4_window7_224",
+    "swin_small": "swin_small_patch4_window7_224",
+    "swin_base": "swin_base_patch4_window7_224",
     "swin_v2_t": "swinv2_tiny_window8_256",
     "swin_v2_s": "swinv2_small_window8_256",
     "swin_v2_b": "swinv2_base_window8_256",
@@ -43,6 +46,10 @@ ALIASES = {
     "vit_s": "vit_small_patch16_224",
     "vit_b": "vit_base_patch16_224",
     "vit_l": "vit_large_patch16_224",
+    "vit_tiny": "vit_tiny_patch16_224",
+    "vit_small": "vit_small_patch16_224",
+    "vit_base": "vit_base_patch16_224",
+    "vit_large": "vit_large_patch16_224",
     "vit_t_16": "vit_tiny_patch16_224",
     "vit_s_16": "vit_small_patch16_224",
     "vit_b_16": "vit_base_patch16_224",
@@ -73,17 +80,28 @@ ALIASES = {
     "convnext_t": "convnext_tiny",
     "convnext_s": "convnext_small",
     "convnext_b": "convnext_base",
+    "convnext_l": "convnext_large",
     "mobilenet_v2": "mobilenetv2_100",
     "mobilenet_v3_small": "mobilenetv3_small_100",
     "mobilenet_v3_large": "mobilenetv3_large_100",
     "efficientnet_v2_s": "tf_efficientnetv2_s",
+    "efficientnet_v2_m": "tf_efficientnetv2_m",
+    "efficientnet_v2_l": "tf_efficientnetv2_l",
     "regnet_y_400mf": "regnety_004",
     "regnet_y_800mf": "regnety_008",
     "regnet_y_1_6gf": "regnety_016",
     "regnet_y_3_2gf": "regnety_032",
+    "regnet_y_8gf": "regnety_080",
+    "regnet_y_16gf": "regnety_160",
+    "regnet_y_32gf": "regnety_320",
+    "regnet_y_128gf": "regnety_1280",
     "regnet_x_400mf": "regnetx_004",
-    "resnext50_32x4d": "resnext50_32x4d",
-    "wide_resnet50_2": "wide_resnet50_2",
+    "regnet_x_800mf": "regnetx_008",
+    "regnet_x_1_6gf": "regnetx_016",
+    "regnet_x_3_2gf": "regnetx_032",
+    "regnet_x_8gf": "regnetx_080",
+    "regnet_x_16gf": "regnetx_160",
+    "regnet_x_32gf": "regnetx_320",
 }
 """Common and torchvision names -> timm's."""
 
@@ -111,24 +129,49 @@ def resolve_name(text: str) -> ResolvedName:
 
 
 def _torchvision(name: str) -> ResolvedName:
-    from torchvision.models import list_models
-
-    known = list_models()
+    known = _torchvision_names()
     if name not in known:
         raise UserInputError(_unknown(f"torchvision/{name}", _nearest(name, known), "torchvision/"))
     return ResolvedName(source=ModelSource.TORCHVISION, name=name)
 
 
+def _torchvision_names() -> list[str]:
+    import torchvision
+
+    # only what classifies images: not detection, segmentation, video or quantized models
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
 def _timm(text: str) -> ResolvedName:
     import timm
 
-    if timm.is_model(text.split(".", maxsplit=1)[0]):
+    architecture, _, tag = text.partition(".")
+    if timm.is_model(architecture):
+        _check_tag(architecture, tag)
         return ResolvedName(source=ModelSource.TIMM, name=text)
-    alias = ALIASES.get(text.lower().replace("-", "_"))
+    plain = text.lower().replace("-", "_")
+    alias = ALIASES.get(plain) or (plain if timm.is_model(plain) else None)
     if alias is not None:
         return ResolvedName(source=ModelSource.TIMM, name=alias, note=f"{text} is timm's {alias}")
+    if plain in _torchvision_names():
+        note = f"{text} is torchvision's {plain}"
+        return ResolvedName(source=ModelSource.TORCHVISION, name=plain, note=note)
     near = _nearest(text, [*ALIASES, *timm.list_models()])
     raise UserInputError(_unknown(text, near, ""))
+
+
+def _check_tag(architecture: str, tag: str) -> None:
+    from timm.models import list_pretrained
+
+    if not tag:
+        return
+    tags = [n.partition(".")[2] for n in list_pretrained(f"{architecture}.*")]
+    if tag not in tags:
+        raise UserInputError(
+            f"timm's {architecture} has no weights {tag!r}; it has {', '.join(tags) or 'none'}. "
+            f"Leave out .{tag} for its default ones."
+        )
 
 
 def _unknown(text: str, near: Sequence[str], prefix: str) -> str:
@@ -156,7 +199,7 @@ def _nearest(text: str, names: Sequence[str], n: int = 5) -> list[str]:
 
 
 def list_models(pattern: str = "") -> list[tuple[str, str]]:
-    """Known names and what they are: the zoo, the aliases and timm's, filtered by ``pattern``.
+    """Known names and what they are: zoo, aliases, timm, torchvision; filtered by ``pattern``.
 
     ``pattern`` may hold ``*``; without one, names that contain it are listed.
     """
@@ -167,5 +210,6 @@ def list_models(pattern: str = "") -> list[tuple[str, str]]:
     rows = [(f"zoo/{name}", "shipped, trained on generated glyphs") for name in sorted(ZOO)]
     rows += [(alias, f"alias of {name}") for alias, name in sorted(ALIASES.items())]
     rows += [(name, "timm") for name in timm.list_models()]
+    rows += [(f"torchvision/{name}", "torchvision") for name in _torchvision_names()]
     wanted = pattern if "*" in pattern else f"*{pattern}*"
     return [row for row in rows if fnmatch.fnmatchcase(row[0], wanted)]
