@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -209,18 +209,17 @@ def draw_images(
     Raises:
         UserInputError: too few images, or the same image in both sources.
     """
-    if source.kind == GENERATED:
-        return (
-            _decoded(source, iter(range(_GLYPHS, 2 * _GLYPHS)), draw.calibration, draw),
-            _decoded(source, iter(range(_GLYPHS)), draw.evaluation, draw),
-        )
     if calibration_source is not None:
         reserve = _in_turn(calibration_source, _permuted(calibration_source, draw.seed))
-        calibration = _decoded(calibration_source, iter(reserve), draw.calibration, draw)
+        calibration = _decoded(calibration_source, reserve, draw.calibration, draw)
         order = _permuted(source, draw.seed)
-        evaluation = _decoded(source, iter(order), draw.evaluation, draw)
+        evaluation = _decoded(source, order, draw.evaluation, draw)
         _refuse_overlap(calibration, evaluation)
         return calibration, evaluation
+    if source.kind == GENERATED:
+        reserve = list(range(_GLYPHS, 2 * _GLYPHS))
+        calibration = _decoded(source, reserve, draw.calibration, draw)
+        return calibration, _decoded(source, range(_GLYPHS), draw.evaluation, draw)
     if len(source) < 2:
         raise UserInputError(f"{source.spec} has {len(source)} image; at least two are needed.")
     order = _permuted(source, draw.seed)
@@ -230,13 +229,15 @@ def draw_images(
         wanted = max(1, min(wanted, len(order) // 10))
         front = len(order) - wanted
     reserve = [*_in_turn(source, order[front:][::-1]), *order[:front][::-1]]
-    calibration = _decoded(source, iter(reserve), wanted, draw)
+    calibration = _decoded(source, reserve, wanted, draw)
     tried = set(reserve[: len(calibration) + len(calibration.skipped)])
     rest = (number for number in order if number not in tried)
     return calibration, _decoded(source, rest, draw.evaluation, draw)
 
 
 def _permuted(source: ImageSource, seed: int) -> list[int]:
+    if source.kind == GENERATED:
+        return list(range(_GLYPHS))  # every one is drawn at random already
     order: list[int] = np.random.default_rng(seed).permutation(len(source)).tolist()
     return order
 
@@ -253,7 +254,7 @@ def _in_turn(source: ImageSource, order: list[int]) -> list[int]:
     return list(chain.from_iterable(rounds[turn] for turn in sorted(rounds)))
 
 
-def _decoded(source: ImageSource, order: Iterator[int], wanted: int, draw: Draw) -> ImageSet:
+def _decoded(source: ImageSource, order: Iterable[int], wanted: int, draw: Draw) -> ImageSet:
     found = ImageSet(source=source)
     running = hashlib.sha256()
     for index in order:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ LABELS = "labels.csv"
 """Name of the table (columns file, label) in a flat folder."""
 
 
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
@@ -39,38 +41,67 @@ class FolderStore:
         self._root = root
 
     def names(self) -> list[str]:
-        """Relative names of all files, sorted; hidden ones are left out."""
-        found = (p.relative_to(self._root) for p in self._root.rglob("*") if p.is_file())
-        return sorted(p.as_posix() for p in found if not any(s.startswith(".") for s in p.parts))
+        """Relative names of all files, sorted; hidden ones are left out, links are followed.
+
+        Raises:
+            InputMissingError: a folder cannot be read.
+        """
+        found: list[str] = []
+        for folder, folders, files in os.walk(self._root, onerror=_stop, followlinks=True):
+            here = Path(folder)
+            folders[:] = [f for f in folders if not f.startswith(".") and not _climbs(here / f)]
+            inside = here.relative_to(self._root)
+            found += [(inside / f).as_posix() for f in files if not f.startswith(".")]
+        return sorted(found)
 
     def read(self, name: str) -> bytes:
         """The bytes of one file."""
         return (self._root / name).read_bytes()
 
 
+def _stop(error: OSError) -> None:
+    raise InputMissingError(
+        f"The folder {error.filename} cannot be read ({error.strerror}); check its permissions."
+    ) from error
+
+
+def _climbs(folder: Path) -> bool:
+    """Whether a link leads back to a folder above it, so that following it would never end."""
+    return folder.is_symlink() and folder.resolve() in folder.parent.resolve().joinpath("x").parents
+
+
 class TarStore:
-    """Files in a tar archive, read in place."""
+    """Files in a tar archive, read in place: nothing is extracted."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
-            self._tar = tarfile.open(path)  # noqa: SIM115  kept open for the life of the store
-            members = [m for m in self._tar.getmembers() if m.isfile()]
+            with path.open("rb") as file:
+                packed = file.read(6).startswith(_COMPRESSED)
+            if packed:
+                raise UserInputError(
+                    f"{path} is compressed, so its images cannot be read in any order; unpack it "
+                    "to a plain .tar or a folder."
+                )
+            with tarfile.open(path, "r:") as archive:
+                members = [m for m in archive.getmembers() if m.isfile()]
         except (tarfile.TarError, OSError, EOFError) as error:
             raise UserInputError(f"{path} is not a whole tar archive ({error}).") from error
-        named = [(PurePosixPath(m.name), m) for m in members]
+        named = [(PurePosixPath(m.name), (m.offset_data, m.size)) for m in members]
         named = [(n, m) for n, m in named if not any(part.startswith(".") for part in n.parts)]
         depth = _shared_folders([name for name, _ in named])
-        self._members = {"/".join(name.parts[depth:]): member for name, member in named}
+        self._places = {"/".join(name.parts[depth:]): place for name, place in named}
 
     def names(self) -> list[str]:
         """Relative names below the folders that all members share, sorted."""
-        return sorted(self._members)
+        return sorted(self._places)
 
     def read(self, name: str) -> bytes:
         """The bytes of one member."""
-        stream = self._tar.extractfile(self._members[name])
-        assert stream is not None
-        return stream.read()
+        offset, size = self._places[name]
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
 
 
 def _shared_folders(names: Sequence[PurePosixPath]) -> int:

@@ -151,7 +151,7 @@ def grid_from_distribution(
     Zero is on the grid; a tensor without negative values gets zero point 0.
 
     Source: as `grid_from_tensor`; the error of a candidate range is the weighted squared rounding
-    error of at most 512 bins. Both ends are searched together, in steps of 1/8 of the full range,
+    error of at most 2048 bins. Both ends are searched together, in steps of 1/8 of the full range,
     then 1/16, then 1/32 around the best.
     """
     low, high = min(values.minimum, 0.0), max(values.maximum, 0.0)
@@ -188,12 +188,12 @@ def _search(values: Distribution, form: Format, low: float, high: float) -> tupl
     return low * float(best_low), high * float(best_high)
 
 
-_CONDENSED = 512
+_CONDENSED = 2048
 """Bins that the search looks at; neighbours are united at their common mean."""
 
 
 def _condensed(values: Distribution) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The distribution in at most 512 bins of equal width, with the mean of each as its centre."""
+    """The distribution in at most 2048 bins of equal width, with the mean of each as its centre."""
     if len(values.centres) <= _CONDENSED:
         return values.centres, values.counts
     edges = np.linspace(values.centres[0], values.centres[-1], _CONDENSED + 1)
