@@ -50,8 +50,10 @@ def main() -> None:
         f"torch {found['torch']}, timm {found['timm']}, batch {options.batch}, "
         f"bits {options.bits}, every {options.every}. module"
     )
-    print("| model | cells | naive (F per cell) | ours (F per cell) | ours / naive | "
-          "whole table incl. recording | bit-identical |")
+    print(
+        "| model | cells | naive (F per cell) | ours (F per cell) | ours / naive | "
+        "whole table incl. recording | bit-identical |"
+    )
     print("|---|--:|--:|--:|--:|--:|---|")
     for name in options.models:
         print(row(name, options), flush=True)

@@ -1,6 +1,6 @@
 """The stages of vitsense from Python, one after the other, on a shipped model.
 
-    python examples/python_api.py
+python examples/python_api.py
 """
 
 from __future__ import annotations

@@ -18,7 +18,11 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 # third-party package -> the only places that may import it
 OWNERS = {
     "timm": {
-        "models.py", "model_names.py", "preprocessing.py", "timm_images.py", "zoo/__init__.py",
+        "models.py",
+        "model_names.py",
+        "preprocessing.py",
+        "timm_images.py",
+        "zoo/__init__.py",
     },
     "torchvision": {"models.py", "model_names.py", "preprocessing.py"},
     "matplotlib": {"report/figures.py"},

@@ -25,7 +25,9 @@ METHODS = st.sampled_from(list(RangeMethod))
 
 @settings(max_examples=60, deadline=None)
 @given(ARRAYS, FORMATS, METHODS, st.booleans())
-def test_fake_quantization_is_idempotent_and_stays_on_the_grid(x, form, method, per_channel) -> None:
+def test_fake_quantization_is_idempotent_and_stays_on_the_grid(
+    x, form, method, per_channel
+) -> None:
     tensor = torch.from_numpy(x)
     granularity = PerChannel(0) if per_channel else PerTensor()
     grid = grid_from_tensor(tensor, form, granularity, method)
@@ -42,8 +44,12 @@ def test_fake_quantization_is_idempotent_and_stays_on_the_grid(x, form, method, 
 def test_the_mse_range_is_never_worse_than_the_full_range(x, bits) -> None:
     tensor, form = torch.from_numpy(x), Format(bits)
     errors = [
-        float((fake_quantize(tensor, grid_from_tensor(tensor, form, PerChannel(0), m)) - tensor)
-              .double().square().sum())
+        float(
+            (fake_quantize(tensor, grid_from_tensor(tensor, form, PerChannel(0), m)) - tensor)
+            .double()
+            .square()
+            .sum()
+        )
         for m in (RangeMethod.MSE, RangeMethod.MINMAX)
     ]
     assert errors[0] <= errors[1] * (1 + 1e-5) + 1e-12

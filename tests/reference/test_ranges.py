@@ -120,9 +120,9 @@ def test_divergence_equals_scipy() -> None:
 
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(6, 9, generator=generator) * 5 for _ in range(2))
-    expected = kl_div(
-        softmax(a.double().numpy(), axis=1), softmax(b.double().numpy(), axis=1)
-    ).sum(1)
+    expected = kl_div(softmax(a.double().numpy(), axis=1), softmax(b.double().numpy(), axis=1)).sum(
+        1
+    )
     np.testing.assert_allclose(kl_nats(a, b).numpy(), expected, rtol=1e-9)
     assert (kl_nats(a, a) == 0).all()
     assert torch.isfinite(kl_nats(a * 1e4, b * 1e4)).all()

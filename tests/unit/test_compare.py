@@ -1,0 +1,114 @@
+"""Models side by side: matched tables, and findings that never claim more than the data."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+from plan_tables import modules_table, sensitivity_table, statistics_table
+
+from vitsense.compare import compare_models, findings
+from vitsense.compare.tables import group_of
+from vitsense.schemas import SCHEMAS
+from vitsense.sensitivity.result import Outcome
+
+
+def two_models(tail_a: float = 5.0, tail_b: float = 5.0):
+    tables = []
+    for name, n, tail, seed in (("vit", 24, tail_a, 1), ("net", 20, tail_b, 2)):
+        modules = modules_table(n, model=name, products=3, seed=seed)
+        tables.append(
+            (modules, statistics_table(modules, seed, tail), sensitivity_table(modules, seed=seed))
+        )
+    return tuple(pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))
+
+
+def group_row(plan: str, kl: float, spread: float, lost: int = 20) -> dict:
+    n = 500
+    outcome = Outcome(
+        n=n,
+        labelled=n,
+        fp_correct=450,
+        lost=lost,
+        gained=2,
+        agree=n - lost,
+        kl=n * kl,
+        kl2=n * (kl**2 + spread**2),
+        signal=1.0,
+        noise=0.1,
+        signal2=1.0,
+        noise2=0.01,
+        cross=0.1,
+    )
+    empty = dict.fromkeys(SCHEMAS["joint"])
+    return empty | {"model": "vit", "plan": plan} | outcome.row()
+
+
+def joint(rows: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(SCHEMAS["joint"])).astype(SCHEMAS["joint"])
+
+
+def test_tables_hold_every_module_once() -> None:
+    modules, statistics, sensitivity = two_models()
+    found = compare_models(modules, statistics, sensitivity)
+    assert found is not None
+    assert found.bits == 4
+    assert len(found.per_module) == len(modules)
+    assert found.by_role.groupby("model")["kl_share"].sum().tolist() == pytest.approx([100, 100])
+    by_hand = sensitivity[(sensitivity["model"] == "vit") & (sensitivity["bits"] == 4)]["kl"].sum()
+    rows = found.by_role[found.by_role["model"] == "vit"]
+    assert rows["kl_sum"].sum() == pytest.approx(by_hand)
+
+
+def test_groups_are_the_papers() -> None:
+    assert [group_of(r) for r in ("q", "pv_product", "projection", "ffn", "conv")] == [
+        "MHSA",
+        "MHSA",
+        "MHSA",
+        "FFN",
+        "other",
+    ]
+
+
+def test_nothing_measured_gives_nothing() -> None:
+    modules, statistics, sensitivity = two_models()
+    assert compare_models(modules, statistics, sensitivity.iloc[:0]) is None
+
+
+def test_a_clear_difference_between_groups_is_stated() -> None:
+    comparison = compare_models(*two_models())
+    rows = [group_row("only-mhsa@4", 0.5, 0.2), group_row("only-ffn@4", 0.1, 0.1)]
+    found = findings(comparison, joint(rows), {"vit": "vit"})
+    first = next(f for f in found if f.key == "vit-mhsa-ffn-4")
+    assert first.headline == "vit at 4 bits: attention (MHSA) is the most sensitive"
+    assert first.value == pytest.approx(5.0)
+    assert first.low > 1
+    assert "500 images" in first.sentence
+
+
+def test_overlapping_intervals_are_not_distinguishable() -> None:
+    comparison = compare_models(*two_models())
+    rows = [group_row("only-mhsa@4", 0.12, 0.9), group_row("only-ffn@4", 0.1, 0.9)]
+    found = findings(comparison, joint(rows), {"vit": "vit"})
+    first = next(f for f in found if f.key == "vit-mhsa-ffn-4")
+    assert "are not distinguishable" in first.headline
+    assert first.low < 1 < first.high
+
+
+def test_heavier_tails_of_one_model_are_found_and_equal_ones_are_not() -> None:
+    families = {"vit": "vit", "net": "convnet"}
+    none = joint([])
+    heavy = findings(compare_models(*two_models(50.0, 2.0)), none, families)
+    found = {f.key: f for f in heavy}["vit-net-kurtosis"]
+    assert "more heavy-tailed" in found.headline
+    assert found.low > 1
+    equal = findings(compare_models(*two_models(5.0, 5.0)), none, families)
+    same = {f.key: f for f in equal}["vit-net-kurtosis"]
+    assert "cannot be told" in same.headline
+
+
+def test_findings_are_the_same_every_time() -> None:
+    tables = two_models()
+    families = {"vit": "vit", "net": "convnet"}
+    none = joint([])
+    one, two = (findings(compare_models(*tables), none, families) for _ in range(2))
+    assert one == two
