@@ -18,18 +18,19 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from vitsense.discover import find_sites
 from vitsense.models import load_model
-from vitsense.observe import ReplaySession, preserved
+from vitsense.observe import ReplaySession, Visit, preserved
 from vitsense.provenance import versions
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.sweep import outcome_of
 from vitsense.settings import ModelRequest, Part, QuantSettings, WeightSource
+from vitsense.sites import SiteModule
 from vitsense.statistics.collect import collect_statistics
 
 
@@ -81,10 +82,12 @@ def row(name: str, options: argparse.Namespace) -> str:
                 full = session.full(visits)  # also makes the grids, which a sweep makes once
                 identical &= torch.equal(session.replay(visits, module), full)
 
-                def one_full(visits=visits) -> None:
+                def one_full(visits: Mapping[str, Visit] = visits) -> None:
                     outcome_of(reference, session.full(visits), labels)
 
-                def one_replayed(visits=visits, module=module) -> None:
+                def one_replayed(
+                    visits: Mapping[str, Visit] = visits, module: SiteModule = module
+                ) -> None:
                     outcome_of(reference, session.replay(visits, module), labels)
 
                 pairs = [

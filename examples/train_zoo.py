@@ -3,6 +3,9 @@
     python examples/train_zoo.py --model glyph_swin --out vitsense/zoo
     python examples/train_zoo.py --model glyph_resnet --out vitsense/zoo
 
+It takes about 16 minutes (Swin) and 10 (ResNet) on one CPU core. ``--measure`` trains nothing: it
+measures the shipped weights again and writes their card.
+
 Images are drawn once from `vitsense.glyphs` and kept in memory. The first epochs see an easier set
 (larger characters, no stray lines), because the Swin stays at chance for long otherwise.
 """
@@ -10,19 +13,22 @@ Images are drawn once from `vitsense.glyphs` and kept in memory. The first epoch
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitsense.glyphs import DEFAULT_SPEC, GlyphSpec, glyph_digest, glyph_images
-from vitsense.zoo import MEAN, STD, ZOO
+from vitsense.sensitivity.interval import proportion
+from vitsense.zoo import ARCHITECTURES, MEAN, STD, ZOO, zoo_card, zoo_file
 
 EASY = replace(DEFAULT_SPEC, scale=(0.8, 1.0), shift=1.5, lines=0, noise=0.02, blur=0.4)
 
@@ -31,16 +37,18 @@ def main() -> None:
     options = parse()
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
-    model = ZOO[options.model]()
-    print(f"{options.model}: {sum(p.numel() for p in model.parameters()):,} parameters")
-    started = time.time()
-    easy = draw(EASY, options.images // 4)
-    full = draw(DEFAULT_SPEC, options.images)
-    print(f"drew {options.images * 5 // 4} images in {time.time() - started:.0f} s")
-    train(model, easy, full, options)
-    images, labels = glyph_images("evaluation", options.evaluate)
-    correct = accuracy(model, torch.from_numpy(images), torch.from_numpy(labels))
-    save(model, correct, options, time.time() - started)
+    options.out.mkdir(parents=True, exist_ok=True)
+    weights = options.out / f"{options.model}.safetensors"
+    if options.measure:
+        weights = zoo_file(options.model)
+        record = {key: zoo_card(options.model)[key] for key in ("training", "torch", "seconds")}
+    else:
+        record = trained(weights, options)
+    card = measured(options, weights) | record
+    (options.out / f"{options.model}.json").write_text(json.dumps(card, indent=2) + "\n")
+    print(
+        f"top-1 {card['top1']} % on {card['evaluated']} images, {card['parameters']:,} parameters"
+    )
 
 
 def parse() -> argparse.Namespace:
@@ -54,9 +62,28 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.02)
     parser.add_argument("--evaluate", type=int, default=3600)
+    parser.add_argument("--measure", action="store_true", help="measure the shipped weights only")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
+
+
+def trained(weights: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Train, write the weights, and give the card's record of how."""
+    started = time.time()
+    model = ZOO[options.model]()
+    print(f"{options.model}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    easy = draw(EASY, options.images // 4)
+    full = draw(DEFAULT_SPEC, options.images)
+    print(f"drew {options.images * 5 // 4} images in {time.time() - started:.0f} s")
+    train(model, easy, full, options)
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, weights)
+    left_out = {"out", "model", "measure"}
+    return {
+        "training": {key: value for key, value in vars(options).items() if key not in left_out},
+        "torch": torch.__version__,
+        "seconds": round(time.time() - started),
+    }
 
 
 def draw(spec: GlyphSpec, n: int) -> tuple[Tensor, Tensor]:
@@ -113,27 +140,28 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> int:
     return sum(int((model(normalize(x)).argmax(1) == y).sum()) for x, y in batches)
 
 
-def save(model: nn.Module, correct: int, options: argparse.Namespace, seconds: float) -> None:
-    n = options.evaluate
-    card = {
+def measured(options: argparse.Namespace, weights: Path) -> dict[str, Any]:
+    """The card of a file of weights, without the record of its training."""
+    model = ZOO[options.model]()
+    model.load_state_dict(load_file(weights), strict=True)
+    images, labels = glyph_images("evaluation", options.evaluate)
+    correct = accuracy(model, torch.from_numpy(images), torch.from_numpy(labels))
+    top1 = proportion(correct, options.evaluate).scaled(100)
+    return {
         "name": options.model,
         "correct": correct,
-        "evaluated": n,
-        "top1": round(100 * correct / n, 3),
+        "evaluated": options.evaluate,
+        "top1": round(top1.value, 3),
+        "top1_low": round(top1.low, 3),
+        "top1_high": round(top1.high, 3),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "architecture": ARCHITECTURES[options.model],
+        "mean": MEAN,
+        "std": STD,
         "glyphs": asdict(DEFAULT_SPEC),
         "evaluation_digest": glyph_digest("evaluation", 360),
-        "training": {
-            key: value for key, value in vars(options).items() if key not in {"out", "model"}
-        },
-        "torch": torch.__version__,
-        "seconds": round(seconds),
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(state, options.out / f"{options.model}.safetensors")
-    (options.out / f"{options.model}.json").write_text(json.dumps(card, indent=2) + "\n")
-    print(f"top-1 {card['top1']} % on {n} images, {card['parameters']:,} parameters")
 
 
 if __name__ == "__main__":

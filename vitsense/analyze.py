@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitsense import provenance
-from vitsense.analyze_model import ModelTables, analyze_model
+from vitsense.analyze_model import analyze_model
+from vitsense.analyze_tables import ModelTables
 from vitsense.data import (
     GENERATED,
     Draw,
@@ -216,7 +217,10 @@ def _folder(
             return run
         return RunFolder.at(out)
     for run in reversed(RunFolder.all_in(root)):
-        earlier = run.read_run()
+        try:
+            earlier = run.read_run()
+        except UserInputError:  # a damaged run, or one of a newer version, is not this one
+            continue
         if earlier.get("status") != "complete" and not _differing(earlier, record):
             progress.note(f"Continuing {run.path}, which was not finished.")
             return run

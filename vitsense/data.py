@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -201,38 +201,91 @@ def draw_images(
 ) -> tuple[ImageSet, ImageSet]:
     """Calibration and evaluation images, which never overlap.
 
-    The order is a permutation from the seed. Evaluation takes from its front; calibration from its
-    back, the classes in turn where there are labels. What calibration has tried is taken out of
-    evaluation's order, so that no image can be in both. Images that cannot be read are replaced by
-    the next.
+    The order is a permutation from the seed. Evaluation is its front; calibration comes from what
+    is left, the classes in turn where there are labels. An image that cannot be read is taken out
+    of the order and both are drawn again, as if it had never been there.
 
     Raises:
         UserInputError: too few images, or the same image in both sources.
     """
+    order = _permuted(source, draw.seed)
     if calibration_source is not None:
-        reserve = _in_turn(calibration_source, _permuted(calibration_source, draw.seed))
-        calibration = _decoded(calibration_source, reserve, draw.calibration, draw)
-        order = _permuted(source, draw.seed)
-        evaluation = _decoded(source, order, draw.evaluation, draw)
+        reserve = _permuted(calibration_source, draw.seed)
+        calibration = _one_set(calibration_source, reserve, draw.calibration, draw, in_turn=True)
+        evaluation = _one_set(source, order, draw.evaluation, draw)
         _refuse_overlap(calibration, evaluation)
         return calibration, evaluation
     if source.kind == GENERATED:
         reserve = list(range(_GLYPHS, 2 * _GLYPHS))
-        calibration = _decoded(source, reserve, draw.calibration, draw)
-        return calibration, _decoded(source, range(_GLYPHS), draw.evaluation, draw)
-    if len(source) < 2:
-        raise UserInputError(f"{source.spec} has {len(source)} image; at least two are needed.")
-    order = _permuted(source, draw.seed)
+        calibration = _one_set(source, reserve, draw.calibration, draw)
+        return calibration, _one_set(source, order, draw.evaluation, draw)
+    return _readable(source, order, lambda left: _both(source, left, draw), draw)
+
+
+_Parts = tuple[list[int], list[int]]
+
+
+def _both(source: ImageSource, order: list[int], draw: Draw) -> _Parts:
+    """Numbers for calibration and for evaluation, from images that are all readable."""
+    if len(order) < 2:
+        broken = len(source) - len(order)
+        tried = f", of which {broken} cannot be read as images" if broken else ""
+        raise UserInputError(
+            f"{source.spec} has {len(source)} image{'s' * (len(source) != 1)}{tried}; at least two "
+            "readable ones are needed: one to calibrate, one to evaluate."
+        )
     wanted, front = draw.calibration, draw.evaluation
     if front + wanted > len(order):
         # too few for both: a tenth, at most what was asked, calibrates and the rest evaluates
         wanted = max(1, min(wanted, len(order) // 10))
-        front = len(order) - wanted
-    reserve = [*_in_turn(source, order[front:][::-1]), *order[:front][::-1]]
-    calibration = _decoded(source, reserve, wanted, draw)
-    tried = set(reserve[: len(calibration) + len(calibration.skipped)])
-    rest = (number for number in order if number not in tried)
-    return calibration, _decoded(source, rest, draw.evaluation, draw)
+        front = min(front, len(order) - wanted)
+    return _in_turn(source, order[front:])[:wanted], order[:front]
+
+
+def _one_set(
+    source: ImageSource, order: list[int], wanted: int, draw: Draw, *, in_turn: bool = False
+) -> ImageSet:
+    def first(left: list[int]) -> _Parts:
+        if not left:
+            raise UserInputError(f"None of the {len(source)} images of {source.spec} can be read.")
+        return (_in_turn(source, left) if in_turn else left)[:wanted], []
+
+    return _readable(source, order, first, draw)[0]
+
+
+def _readable(
+    source: ImageSource, order: list[int], split: Callable[[list[int]], _Parts], draw: Draw
+) -> tuple[ImageSet, ImageSet]:
+    """Split ``order``; take out what cannot be read and split again until all can be."""
+    sets = (ImageSet(source=source), ImageSet(source=source))
+    digests: dict[int, bytes] = {}
+    while True:
+        parts = split(order)
+        broken: set[int] = set()
+        for images, numbers in zip(sets, parts, strict=True):
+            for number in (n for n in numbers if n not in digests):
+                try:
+                    digests[number] = hashlib.sha256(source.read(number)[0]).digest()
+                except (OSError, ValueError, EOFError, zlib.error) as error:
+                    _refuse_if_strict(source, number, error, draw)
+                    images.skipped.append(source.name(number))
+                    broken.add(number)
+        if not broken:
+            break
+        order = [number for number in order if number not in broken]
+    for images, numbers in zip(sets, parts, strict=True):
+        images.numbers.extend(numbers)
+        told = (digests[n] + str(source.labels[n]).encode() for n in numbers)
+        images.digest = hashlib.sha256(b"|".join(told)).hexdigest()[:16]
+    return sets
+
+
+def _refuse_if_strict(source: ImageSource, number: int, error: Exception, draw: Draw) -> None:
+    if draw.strict:
+        raise UserInputError(
+            f"{source.name(number)} in {source.spec} cannot be read as an image ({error}); "
+            "remove it or leave out --strict."
+        ) from error
 
 
 def _permuted(source: ImageSource, seed: int) -> list[int]:
@@ -252,35 +305,6 @@ def _in_turn(source: ImageSource, order: list[int]) -> list[int]:
         # images without a label are no class: they keep their order
         rounds.setdefault(seen[label] if label >= 0 else 0, []).append(number)
     return list(chain.from_iterable(rounds[turn] for turn in sorted(rounds)))
-
-
-def _decoded(source: ImageSource, order: Iterable[int], wanted: int, draw: Draw) -> ImageSet:
-    found = ImageSet(source=source)
-    running = hashlib.sha256()
-    for index in order:
-        try:
-            data, _ = source.read(index)
-        except (OSError, ValueError, EOFError, zlib.error) as error:
-            if draw.strict:
-                raise UserInputError(
-                    f"{source.name(index)} in {source.spec} cannot be read as an image ({error}); "
-                    "remove it or leave out --strict."
-                ) from error
-            found.skipped.append(source.name(index))
-            continue
-        running.update(data)
-        running.update(str(source.labels[index]).encode())
-        found.numbers.append(index)
-        if len(found) == wanted:
-            break
-    if not found.numbers:
-        first = found.skipped[0] if found.skipped else "none"
-        raise UserInputError(
-            f"No image of {source.spec} could be read ({len(found.skipped)} tried, first "
-            f"{first!r}): are these whole image files?"
-        )
-    found.digest = running.hexdigest()[:16]
-    return found
 
 
 def _refuse_overlap(calibration: ImageSet, evaluation: ImageSet) -> None:

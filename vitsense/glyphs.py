@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from vitsense.errors import UserInputError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -91,7 +93,11 @@ def font_folder() -> Path:
 @cache
 def _mask(face: int, label: int) -> Image.Image:
     """The character in white on black, filling `(48, 48)` up to a margin."""
-    font = ImageFont.truetype(str(font_folder() / _FACES[face]), 40)
+    # Pillow's other engine is used only where FriBidi is installed, and moves some characters by a
+    # pixel: the images would depend on the machine
+    font = ImageFont.truetype(
+        str(font_folder() / _FACES[face]), 40, layout_engine=ImageFont.Layout.BASIC
+    )
     left, top, right, bottom = font.getbbox(GLYPH_CLASSES[label])
     picture = Image.new("L", (_DRAWN, _DRAWN), 0)
     origin = ((_DRAWN - (right - left)) / 2 - left, (_DRAWN - (bottom - top)) / 2 - top)
@@ -109,7 +115,14 @@ def render_glyph(
         index: Number of the image, from 0; labels repeat with the period of the classes.
         seed: Another seed gives another set.
         spec: How hard the image is.
+
+    Raises:
+        UserInputError: no such split, or a negative index or seed.
     """
+    if split not in SPLITS:
+        raise UserInputError(f"The glyphs have no split {split!r}; they have {', '.join(SPLITS)}.")
+    if index < 0 or seed < 0:
+        raise UserInputError(f"Glyph {index} of seed {seed}: both must be 0 or more.")
     rng = np.random.default_rng([seed, SPLITS[split], index, spec.version])
     label = index % len(GLYPH_CLASSES)
     mask = _placed(_mask(int(rng.integers(len(_FACES))), label), rng, spec)

@@ -1,4 +1,4 @@
-"""The sweep against a slow literal loop: edit a copy's weights, hook its inputs, compare outputs."""
+"""The sweep against a slow literal loop: edit a copy's weights, hook its inputs, compare."""
 
 from __future__ import annotations
 

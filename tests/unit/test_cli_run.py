@@ -250,12 +250,18 @@ def test_a_damaged_plan_in_a_run_is_said_by_the_report(
 
 
 def test_report_and_plan_work_without_torch(run: Path) -> None:
+    # a finder and not None in sys.modules: scipy takes a None there for a module
     code = (
-        "import sys; sys.modules.update(torch=None, timm=None, torchvision=None)\n"
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('torch', 'timm', 'torchvision'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
         "from vitsense.cli import run\n"
         "sys.exit(run(['report']) or run(['plan', '--budget', 'avg-bits=3']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -286,7 +292,7 @@ class Analysis:
     """``vitsense analyze`` in a process of its own, slow enough to be stopped in the middle."""
 
     def __init__(self, folder: Path, *extra: str) -> None:
-        self.arguments = ["analyze", *_SMALL, "--images", "600", "--batch-size", "4"]
+        self.arguments = ["analyze", *_SMALL, "--images", "160", "--batch-size", "4"]
         self.arguments += ["--no-report", *extra]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vitsense", *self.arguments],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from image_sets import class_folders, flat, labelled, tar_of
 from PIL import Image
@@ -28,6 +29,7 @@ def made_up(labels: list[int], broken: frozenset[int] = frozenset()) -> ImageSou
     return ImageSource(spec="made up", kind="folder", labels=tuple(labels), read=read)
 
 
+@settings(max_examples=500)
 @given(
     labels=st.lists(st.integers(-1, 3), min_size=2, max_size=60),
     broken=st.frozensets(st.integers(0, 59)),
@@ -35,6 +37,8 @@ def made_up(labels: list[int], broken: frozenset[int] = frozenset()) -> ImageSou
     calibration=st.integers(1, 40),
     seed=st.integers(0, 5),
 )
+@example(labels=[0] * 27, broken=frozenset({1}), evaluation=1, calibration=26, seed=0)
+@example(labels=[0] * 27, broken=frozenset(range(25)), evaluation=26, calibration=1, seed=0)
 def test_no_image_is_in_both_and_none_is_used_twice(
     labels: list[int], broken: frozenset[int], evaluation: int, calibration: int, seed: int
 ) -> None:
@@ -42,7 +46,7 @@ def test_no_image_is_in_both_and_none_is_used_twice(
     readable = len(set(range(len(labels))) - broken)
     draw = Draw(evaluation=evaluation, calibration=calibration, seed=seed)
     if readable < 2:
-        with pytest.raises(UserInputError, match="could be read"):
+        with pytest.raises(UserInputError, match="at least two readable"):
             draw_images(source, draw)
         return
     first, second = draw_images(source, draw)
@@ -51,7 +55,7 @@ def test_no_image_is_in_both_and_none_is_used_twice(
     assert not set(used) & broken
     assert 1 <= len(first) <= calibration
     assert 1 <= len(second) <= evaluation
-    if readable == len(labels) >= evaluation + calibration:
+    if readable >= evaluation + calibration:
         assert (len(first), len(second)) == (calibration, evaluation)
     again = draw_images(source, draw)
     assert (again[0].numbers, again[1].numbers) == (first.numbers, second.numbers)
@@ -107,7 +111,7 @@ def test_too_few_images_leave_a_tenth_for_calibration() -> None:
 
 @pytest.mark.parametrize("count", [1, 0])
 def test_fewer_than_two_images_are_refused(count: int) -> None:
-    with pytest.raises(UserInputError, match=f"has {count} image.*at least two"):
+    with pytest.raises(UserInputError, match=f"has {count} image.*at least two readable"):
         draw_images(made_up([0] * count), Draw(evaluation=1, calibration=1))
 
 
@@ -174,3 +178,28 @@ def test_an_archive_draws_what_its_folder_draws(tmp_path: Path) -> None:
     one, two = (draw_images(open_source(str(path)), draw) for path in (folder, archive))
     assert [images.digest for images in one] == [images.digest for images in two]
     assert (one[0].source.kind, two[0].source.kind) == ("folder", "tar")
+
+
+def test_unreadable_images_are_as_if_they_had_never_been_there() -> None:
+    """The draw depends on the readable images only, not on where the broken ones stood."""
+    draw = Draw(evaluation=10, calibration=6)
+    broken = frozenset(range(0, 60, 7))
+    found = draw_images(made_up([0, 1, 2] * 20, broken), draw)
+    order = np.random.default_rng(0).permutation(60).tolist()
+    assert found[1].numbers == [n for n in order if n not in broken][:10]
+    assert Counter(n % 3 for n in found[0].numbers) == {0: 2, 1: 2, 2: 2}
+
+
+def test_no_image_is_decoded_that_was_not_drawn() -> None:
+    """A set may have a million images."""
+    source = made_up([0] * 10_000)
+    seen: list[int] = []
+    counted = replace(source, read=lambda n: (seen.append(n), source.read(n))[1])
+    first, second = draw_images(counted, Draw(evaluation=20, calibration=5))
+    assert sorted(seen) == sorted([*first.numbers, *second.numbers])
+
+
+def test_a_source_of_calibration_images_alone_must_have_a_readable_one() -> None:
+    theirs = made_up([0] * 4, frozenset(range(4)))
+    with pytest.raises(UserInputError, match="None of the 4 images of made up can be read"):
+        draw_images(made_up([0] * 4), Draw(evaluation=2, calibration=2), theirs)

@@ -57,9 +57,13 @@ class Format:
         Raises:
             UserInputError: not a format name.
         """
-        match = re.fullmatch(r"(u?)int(\d+)", text.strip())
+        match = re.fullmatch(r"(u?)int([0-9]+)", text.strip())
         if match is None:
-            raise UserInputError(f"{text!r} is no number format: write int2 ... int8 or uint2 ...")
+            allowed = ", ".join(map(str, ALLOWED_BITS))
+            raise UserInputError(
+                f"{text!r} is no number format: write int (signed) or uint (unsigned) and the bits "
+                f"({allowed}), for example int4."
+            )
         return cls(int(match[2]), signed=not match[1])
 
 
@@ -97,18 +101,39 @@ class PerHead:
     heads: int
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of the scale for a tensor of ``shape``."""
+        """Shape of the scale for a tensor of ``shape``.
+
+        Raises:
+            UserInputError: the axis does not hold a whole number of channels per head.
+        """
+        length = shape[self.axis]
+        if self.heads < 1 or length % self.heads:
+            raise UserInputError(
+                f"Axis {self.axis} of shape {shape} has length {length}, which {self.heads} heads "
+                "do not divide: give the number of heads of this module."
+            )
         return PerChannel(self.axis).scale_shape(shape)
 
 
 @dataclass(frozen=True, slots=True)
 class PerGroup:
-    """One scale per ``size`` neighbours along the last axis; a last group may be shorter.
+    """One scale per ``size`` neighbours along an axis; where it does not divide, the last is short.
 
-    `(O, I)` gives a scale of shape `(O, I)` in which the members of a group repeat their scale.
+    `(O, I)` gives a scale of shape `(O, I)` in which the members of a group repeat their scale. A
+    convolution's weight `(O, I, …)` has its input channels on axis 1.
     """
 
     size: int
+    axis: int = -1
+
+    def __post_init__(self) -> None:
+        """Check the size.
+
+        Raises:
+            UserInputError: a group has no member.
+        """
+        if self.size < 1:
+            raise UserInputError(f"A group of {self.size} is empty: use a size of 1 or more.")
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the scale for a tensor of ``shape``."""
@@ -124,9 +149,9 @@ class Grid:
 
     format: Format
     scale: Tensor
-    """Step between neighbours, broadcastable against the tensor."""
+    """Step between neighbours, float32, broadcastable against the tensor."""
     zero_point: Tensor
-    """Code of zero, same shape as ``scale``, whole numbers."""
+    """Code of zero, float32 whole numbers, same shape as ``scale``."""
 
     @property
     def low(self) -> Tensor:

@@ -49,25 +49,17 @@ def compose(run: RunFolder) -> Document:
         )
     comparison = compare_models(tables["modules"], tables["statistics"], tables["sensitivity"])
     families = {entry["key"]: entry["family"] for entry in entries}
-    labelled = bool(tables["sensitivity"]["drop"].notna().any())
     models = tuple(
         compose_model(run, entry, tables, first=entry is record["models"][0]) for entry in entries
     )
-    warnings = list(record.get("warnings", ()))
-    if record.get("status") != "complete":
-        warnings.insert(
-            0, f"This run is not finished ({record.get('status')}); results are partial."
-        )
     names = " against ".join(entry["key"] for entry in entries)
     return Document(
         title=f"{names}: sensitivity to quantization",
         question=(
-            f"Which modules of {' and '.join(entry['key'] for entry in entries)} break when they "
-            "are quantized, and how many bits does each need?"
+            f"Which modules of {_listed([entry['key'] for entry in entries])} break when they are "
+            "quantized, and how many bits does each need?"
         ),
-        warnings=tuple(warnings),
-        loss="drop of top-1" if labelled else "loss of agreement",
-        loss_unit="percentage points" if labelled else "% of images",
+        warnings=_warnings(record),
         images=int(record["data"]["evaluation"]),
         bits=comparison.bits if comparison else 0,
         models=models,
@@ -82,7 +74,20 @@ def compose(run: RunFolder) -> Document:
         method=_method(record),
         commands=tuple(shlex.join(command) for command in record.get("commands", ())),
         files=_FILES,
+        words=_WORDS,
     )
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _warnings(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """The run's own, and that it is not finished; random weights come before everything."""
+    found = list(record.get("warnings", ()))
+    if record.get("status") != "complete":
+        found.insert(0, f"This run is not finished ({record.get('status')}); results are partial.")
+    return tuple(sorted(found, key=lambda warning: not warning.startswith("Random weights")))
 
 
 _SERIES = (
@@ -139,6 +144,11 @@ def _roles(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
     return (head, *rows)
 
 
+def _range_words(choice: str) -> str:
+    words = {"mse": "least squared error", "minmax": "minimum and maximum"}
+    return words.get(choice, choice)
+
+
 def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     settings, data = record["settings"], record["data"]
     quant = settings["quant"]
@@ -153,6 +163,11 @@ def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
             "for paired proportions after Agresti and Min (2005), 95 %",
         ),
         (
+            "Agreement",
+            "share of images that keep the class of full precision; where there are no labels, "
+            "100 % minus agreement takes the drop's place; Wilson interval, 95 %",
+        ),
+        (
             "Divergence",
             "Kullback-Leibler divergence of the quantized from the full-precision class "
             "probabilities, mean over images, nats; Student's t interval, 95 %",
@@ -160,9 +175,13 @@ def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         (
             "Weights",
             f"symmetric, {quant['weight_granularity'].replace('_', ' ')}, range by "
-            f"{quant['weight_range']}",
+            f"{_range_words(quant['weight_range'])}",
         ),
-        ("Activations", f"affine, per tensor, range by {quant['activation_range']} on calibration"),
+        (
+            "Activations",
+            f"affine, per tensor, range by {_range_words(quant['activation_range'])} on the "
+            "calibration images",
+        ),
         (
             "Not quantized",
             "normalization, softmax, activation functions, residual sums; see coverage",
@@ -189,4 +208,20 @@ _FILES = (
     ("coverage.csv", "what gets no quantizer"),
     ("channels.npz, histograms.npz", "per-channel moments and histograms"),
     ("report.json", "everything in this report, as data"),
+)
+
+_WORDS = (
+    (
+        "module",
+        "the unit of a measurement: a linear layer or convolution with its weight and input, the "
+        "query, key or value part of a fused projection, or a product inside attention",
+    ),
+    (
+        "drop",
+        "full-precision minus quantized top-1 accuracy on the same images, in percentage points",
+    ),
+    ("divergence", "how far the class probabilities move, in nats; 0 means unchanged"),
+    ("excess kurtosis", "how heavy the tails of a distribution are; 0 for a normal distribution"),
+    ("bit operations", "multiply-accumulates times the bits of both operands"),
+    ("plan", "the bits of every module of a model; plan.json"),
 )

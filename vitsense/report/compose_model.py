@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitsense.plan.plan import Plan
 from vitsense.report.document import (
     Card,
     Distribution,
@@ -19,7 +19,7 @@ from vitsense.report.document import (
     PlanRow,
     Status,
 )
-from vitsense.report.formatters import count, number, percent, short, span
+from vitsense.report.formatters import count, number, percent, short, span, visible
 from vitsense.verdict import verdict, worst_modules
 
 if TYPE_CHECKING:
@@ -41,32 +41,35 @@ def compose_model(
     key = entry["key"]
     mine = {name: frame[frame["model"] == key] for name, frame in tables.items()}
     plan_path = run.plan_path(None if first else key)
-    plan_text = plan_path.read_text(encoding="utf-8") if plan_path.is_file() else "{}"
+    plan = Plan.load(plan_path) if plan_path.is_file() else None
     sensitivity = _shown(mine["sensitivity"])
     widths = tuple(sorted({int(b) for b in sensitivity["bits"]}, reverse=True))
     joint = mine["joint"]
     plans = joint[~joint["plan"].str.startswith("only-")]
     groups = joint[joint["plan"].str.startswith("only-")]
+    labelled = bool(sensitivity["drop"].notna().any())
     return ModelReport(
         key=key,
         name=entry["name"],
         family="vision transformer" if entry["family"] == "vit" else "ConvNet",
+        loss="drop of top-1" if labelled else "loss of agreement",
+        loss_unit="percentage points" if labelled else "% of images",
         facts=_facts(entry, len(mine["modules"])),
-        verdict=tuple(_sentences(key, entry, sensitivity, joint)),
+        verdict=(*_sentences(key, entry, sensitivity, joint), *_plan_note(plan, joint)),
         cards=tuple(_cards(entry, joint, sensitivity)),
         widths=widths,
-        rows=tuple(_rows(mine["modules"], sensitivity, json.loads(plan_text), widths)),
+        rows=tuple(_rows(mine["modules"], sensitivity, plan, widths)),
         distributions=tuple(_distributions(run, key, mine["statistics"], sensitivity)),
         plans=tuple(_plan_row(row) for row in plans.to_dict("records")),
         groups=tuple(_plan_row(row) for row in groups.to_dict("records")),
         front=tuple(_front(mine["pareto"], mine["pareto_bits"], mine["modules"])),
-        avg_bits=round(float((json.loads(plan_text).get("cost") or {}).get("avg_bits", 0.0)), 3),
+        avg_bits=round(plan.cost["avg_bits"], 3) if plan is not None and plan.cost else 0.0,
         marks=tuple(_marks(plans)),
         coverage=tuple(
             (row["name"], row["operation"], row["reason"], count(int(row["params"])))
             for row in mine["coverage"].to_dict("records")
         ),
-        plan_json=plan_text,
+        plan_json=plan_path.read_text(encoding="utf-8") if plan is not None else "",
     )
 
 
@@ -78,7 +81,17 @@ def _sentences(
         line.removeprefix(f"{key}: ")
         for line in verdict(key, entry.get("fp"), sensitivity, joint)[-2:]
     ]
-    return [line[:1].upper() + line[1:] for line in lines]
+    return [visible(line[:1].upper() + line[1:]) for line in lines]
+
+
+def _plan_note(plan: Plan | None, joint: pd.DataFrame) -> list[str]:
+    """A warning where the plan was solved again, so that nobody takes it for the measured one."""
+    if plan is None or plan.measured is not None or "recommended" not in set(joint["plan"]):
+        return []
+    return [
+        f"The plan file was made again ({plan.budget or 'by hand'}) and not measured as a whole: "
+        "the module table shows its bits, everything else the recommended plan of the run."
+    ]
 
 
 def _shown(sensitivity: pd.DataFrame) -> pd.DataFrame:
@@ -95,6 +108,7 @@ def _facts(entry: Mapping[str, Any], modules: int) -> tuple[tuple[str, str], ...
         "file": f"from the file {entry['checkpoint']}",
         "random": "random",
         "zoo": "shipped with vitsense",
+        "factory": "as the factory gave them",
     }.get(entry["weights"], entry["weights"])
     return (
         ("Architecture", f"{entry['name']} ({entry['source']})"),
@@ -161,12 +175,15 @@ def _loss_card(label: str, row: Mapping[str, Any]) -> Card:
         status, word = Status.GOOD, "holds"
     else:
         status, word = Status.CAUTION, "uncertain"
-    # minus in front: the card shows the change of accuracy a reader would see
-    shown = f"{number(-value)} points" if value else "0.0 points"
+    if _known(row["drop"]):
+        # minus in front: the card shows the change of accuracy a reader would see
+        shown, between = f"{number(-value)} points", span(-high, -low)
+    else:
+        shown, between = f"{100 - value:.1f} % agree", f"{span(100 - high, 100 - low)} %"
     return Card(
         label=label,
         value=shown,
-        detail=f"{span(-high, -low)}; divergence {short(float(row['kl']))} nats",
+        detail=f"{between}; divergence {short(float(row['kl']))} nats",
         status=status,
         word=word,
     )
@@ -175,15 +192,15 @@ def _loss_card(label: str, row: Mapping[str, Any]) -> Card:
 def _rows(
     modules: pd.DataFrame,
     sensitivity: pd.DataFrame,
-    plan: Mapping[str, Any],
+    plan: Plan | None,
     widths: tuple[int, ...],
 ) -> list[ModuleRow]:
-    planned = {m["name"]: m for m in plan.get("modules", ())}
+    planned = {m.name: m for m in plan.modules} if plan is not None else {}
     cells = {(r["module"], int(r["bits"])): r for r in sensitivity.to_dict("records")}
     rows = []
     for row in modules.sort_values("index").to_dict("records"):
         name = row["module"]
-        chosen = planned.get(name, {})
+        chosen = planned.get(name)
         rows.append(
             ModuleRow(
                 index=int(row["index"]),
@@ -191,9 +208,9 @@ def _rows(
                 role=row["role"],
                 block=row["block"] or row["stage"],
                 params=count(int(row["params"])) if row["params"] else "none",
-                bits=int(chosen.get("bits", 0)),
-                pinned=bool(chosen.get("pinned", False)),
-                reason=str(chosen.get("reason", "")),
+                bits=chosen.bits if chosen else 0,
+                pinned=chosen.pinned if chosen else False,
+                reason=chosen.reason if chosen else "",
                 cells=tuple(_cell(width, cells.get((name, width))) for width in widths),
             )
         )
@@ -206,23 +223,24 @@ def _cell(bits: int, row: Mapping[str, Any] | None) -> HeatCell:
         return HeatCell(
             bits=bits,
             text="\u2013",
-            detail=f"Not measured: {reason}",
+            detail=f"not measured: {reason}",
             sort=-1,
             level=0,
             noise=False,
         )
     value, low, high = _loss(row)
     kl = float(row["kl"])
-    noise = bool(low <= 0)
-    detail = (
-        f"{number(value, 2)} ({span(low, high, 2)}); divergence {short(kl)} nats "
-        f"({short(float(row['kl_low']))} to {short(float(row['kl_high']))})"
-    )
+    # not <= 0 alone: a change to the better can be as certain as one to the worse; rounded,
+    # because 100 minus an agreement of 100 may miss zero by the last bit
+    noise = bool(round(low, 9) <= 0 <= round(high, 9))
     return HeatCell(
         bits=bits,
         text=number(value),
-        detail=detail + ("; not distinguishable from zero" if noise else ""),
-        sort=kl,
+        detail=(
+            f"{number(value, 2)} ({span(low, high, 2)}), {short(kl)} nats "
+            f"({short(float(row['kl_low']))} to {short(float(row['kl_high']))})"
+        ),
+        sort=float(f"{kl:.3g}"),
         level=heat_level(kl),
         noise=noise,
     )
@@ -321,7 +339,8 @@ def _front(pareto: pd.DataFrame, bits: pd.DataFrame, modules: pd.DataFrame) -> l
     }
     return [
         FrontPoint(
-            avg_bits=round(float(row["avg_bits"]), 3),
+            # rounded up: as a budget it must still admit this point
+            avg_bits=math.ceil(1000 * float(row["avg_bits"]) - 1e-6) / 1000,
             size_mb=round(float(row["size_mb"]), 4),
             bitops_g=round(float(row["bitops_g"]), 4),
             drop=round(float(row["predicted_drop"]), 3),

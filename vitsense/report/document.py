@@ -40,9 +40,9 @@ class HeatCell:
     text: str
     """The loss, ``-`` where it was not measured."""
     detail: str
-    """Loss and divergence with intervals, or the reason why there is none."""
+    """Loss, then divergence, with intervals; or the reason why there are none."""
     sort: float
-    """Divergence, nats; -1 where not measured."""
+    """Divergence, nats, to three digits; -1 where not measured."""
     level: int
     """Colour, 0 (harmless) to 20."""
     noise: bool
@@ -115,6 +115,9 @@ class ModelReport:
     key: str
     name: str
     family: str
+    loss: str
+    """What is lost: ``drop of top-1``, or without labels ``loss of agreement``."""
+    loss_unit: str
     facts: tuple[tuple[str, str], ...]
     verdict: tuple[str, ...]
     cards: tuple[Card, ...]
@@ -130,6 +133,7 @@ class ModelReport:
     """Measured plans in the Pareto figure: name, size (MB), loss, low, high."""
     coverage: tuple[tuple[str, str, str, str], ...]
     plan_json: str
+    """The file of the recommended plan as it is; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +153,6 @@ class Document:
     title: str
     question: str
     warnings: tuple[str, ...]
-    loss: str
-    """What is lost: ``drop of top-1`` or ``loss of agreement``."""
-    loss_unit: str
     images: int
     bits: int
     """The width at which modules are compared."""
@@ -164,6 +165,8 @@ class Document:
     method: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
     files: tuple[tuple[str, str], ...]
+    words: tuple[tuple[str, str], ...]
+    """The report's terms and what they mean."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

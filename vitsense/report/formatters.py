@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 
 MINUS = "\u2212"
+ZWJ = "\u200d"  # holds the parts of an emoji together
 
 
 def number(value: float, digits: int = 1) -> str:
@@ -31,6 +33,17 @@ def short(value: float) -> str:
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
     return number(value, max(1 - magnitude, 0))
+
+
+def visible(text: str) -> str:
+    """The text with characters that steer others (line breaks, directions) written as escapes.
+
+    For sentences: a name that turns the direction of writing would turn the rest of the sentence.
+    """
+    return "".join(
+        f"\\u{ord(c):04x}" if unicodedata.category(c) in {"Cc", "Cf"} and c != ZWJ else c
+        for c in text
+    )
 
 
 def count(value: int) -> str:

@@ -6,13 +6,15 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from vitsense.report.compose_model import LEVELS
 from vitsense.report.document import Document
-from vitsense.report.figures import COLOURS, INK, Picture, cividis
+from vitsense.report.figures import COLOURS, Picture, cividis
+from vitsense.report.inline import inline
 from vitsense.report.svg import HEIGHT, WIDTH, histogram_path, sigma_ticks
 
 
@@ -26,13 +28,28 @@ def template_root() -> Path:
 def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(template_root()),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"breakable": breakable, "nowrap": nowrap}
+    return environment
+
+
+def breakable(name: str) -> Any:
+    """A name that may break after dots and underscores, and is otherwise shown as it is."""
+    from markupsafe import Markup, escape
+
+    broken = re.sub(r"([._])(?=\w)", r"\1<wbr>", str(escape(name)))
+    return Markup(broken)  # noqa: S704  escaped above, and only <wbr> was added
+
+
+def nowrap(text: str) -> str:
+    """The text with spaces that do not break."""
+    return text.replace(" ", "\u00a0")
 
 
 def render_html(document: Document, pictures: dict[str, Picture]) -> str:
@@ -44,7 +61,9 @@ def render_html(document: Document, pictures: dict[str, Picture]) -> str:
     fingerprint = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text: str = environment.get_template("report.html.jinja").render(
         d=document,
-        pictures={name: inline(p.svg, name, p.alt) for name, p in pictures.items()},
+        pictures={
+            name: inline(p.svg, f"p{n}", p.alt) for n, (name, p) in enumerate(pictures.items())
+        },
         words=pictures,
         style=style,
         script=script,
@@ -58,6 +77,7 @@ def render_html(document: Document, pictures: dict[str, Picture]) -> str:
         ticks_of=sigma_ticks,
         small=(WIDTH, HEIGHT),
         download=_data_url,
+        quoted=shlex.quote,
     )
     return text
 
@@ -101,24 +121,3 @@ def embedded(value: Any) -> str:
 
 def _data_url(text: str, kind: str = "application/json") -> str:
     return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
-
-
-def inline(svg: str, name: str, alt: str) -> str:
-    """An SVG fit to stand in a page: ids of its own, the page's ink, a name for screen readers."""
-    from markupsafe import escape
-
-    used = set(re.findall(r'(?:url\(|xlink:href=")#([^)"]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
-    svg = re.sub(r">\s+<", "><", svg)
-    while "<g></g>" in svg or re.search(r"<g>(<use [^>]*/>)</g>", svg):
-        svg = re.sub(r"<g>(<use [^>]*/>)</g>", r"\1", svg).replace("<g></g>", "")
-    svg = re.sub(r"\s+", " ", svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
-    svg = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{name}-\1"', svg)
-    svg = re.sub(r' xmlns:xlink="[^"]+"', "", svg)
-    svg = svg.replace(INK, "currentColor").replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
-    width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2]
-    head = (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(alt)}" class="figure">'
-    )
-    return re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)

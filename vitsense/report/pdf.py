@@ -14,7 +14,7 @@ from vitsense.report.compose_model import LEVELS
 from vitsense.report.document import Document
 from vitsense.report.figures import COLOURS, Picture, cividis
 from vitsense.report.html import template_root
-from vitsense.report.svg import histogram_path
+from vitsense.report.svg import small_svg
 
 
 def render_pdf(document: Document, pictures: dict[str, Picture]) -> bytes:
@@ -44,11 +44,8 @@ def render_pdf(document: Document, pictures: dict[str, Picture]) -> bytes:
             (root / f"{name}.svg").write_text(picture.svg, encoding="utf-8")
         for i, model in enumerate(document.models):
             for j, small in enumerate(model.distributions):
-                (root / f"small-{i}-{j}.svg").write_text(
-                    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 220 72">'
-                    f'<path d="{histogram_path(small)}" fill="{COLOURS[i % 4]}"/></svg>',
-                    encoding="utf-8",
-                )
+                path = root / f"small-{i}-{j}.svg"
+                path.write_text(small_svg(small, COLOURS[i % len(COLOURS)]), encoding="utf-8")
         try:
             made = typst.compile(
                 str(root / "report.typ"),

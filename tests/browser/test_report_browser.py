@@ -1,0 +1,306 @@
+"""The report in a real browser: offline, accessible, usable by keyboard, without scripts, in print.
+
+Needs Chromium (``VITSENSE_CHROMIUM`` or ``/usr/bin/chromium``); skipped without it, but not in CI.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_fixture import HOSTILE, make_run
+
+from vitsense.plan.plan import Plan
+from vitsense.report import compose, write_report
+from vitsense.report.document import Document
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+CHROMIUM = os.environ.get("VITSENSE_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+THEMES = ("light", "dark")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if not Path(CHROMIUM).is_file():
+        reason = f"no Chromium at {CHROMIUM}: install it or set VITSENSE_CHROMIUM"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        # root in a container has no sandbox
+        launched = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made = make_run(
+        tmp_path_factory.mktemp("browser") / "run",
+        20,
+        hostile=True,
+        unmeasured=True,
+        warnings=["Only 10 images."],
+    )
+    write_report(made, pdf=False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def document(run: Any) -> Document:
+    return compose(run)
+
+
+@pytest.fixture
+def visit(browser: Any, run: Any) -> Iterator[Any]:
+    """Open the report with options of a browser context; every problem is collected."""
+    contexts = []
+
+    def opened(**options: Any) -> Any:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.set_offline(True)
+        page = context.new_page()
+        page.problems = []
+        page.requests = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("console", lambda m: m.type == "error" and page.problems.append(m.text))
+        page.on("dialog", lambda dialog: page.problems.append(f"dialog {dialog.message}"))
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.goto((run.path / "report.html").as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+def test_it_opens_offline_without_requests_or_errors(visit: Any) -> None:
+    page = visit()
+    assert [url.split(":")[0] for url in page.requests] == ["file"]
+    assert page.problems == []
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_no_violation(visit: Any, theme: str, width: int) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = visit(color_scheme=theme, viewport={"width": width, "height": 900}, bypass_csp=True)
+    for folded in page.locator("summary").all():
+        folded.click()
+    found = axe.Axe().run(page).response["violations"]
+    assert [(v["id"], [n["target"] for n in v["nodes"]][:3]) for v in found] == []
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1024, 1440, 2560])
+def test_nothing_is_wider_than_the_window(visit: Any, width: int) -> None:
+    page = visit(viewport={"width": width, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_hostile_names_are_shown_and_do_nothing(visit: Any) -> None:
+    page = visit()
+    names = page.locator("#heat-0 tbody th").all_text_contents()
+    assert names[: len(HOSTILE)] == list(HOSTILE)
+    assert page.locator("img").count() == 0
+    assert page.problems == []
+
+
+def test_the_theme_follows_the_system_and_the_button(visit: Any) -> None:
+    page = visit(color_scheme="dark")
+    back = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(back) == "rgb(20, 23, 28)"
+    page.get_by_role("button", name="Light").click()
+    assert page.evaluate(back) == "rgb(255, 255, 255)"
+    page.get_by_role("button", name="Dark").click()
+    assert page.evaluate(back) == "rgb(20, 23, 28)"
+
+
+def numbers(page: Any, column: int) -> list[float]:
+    texts = page.locator(f"#heat-1 tbody tr td:nth-child({column})").all_text_contents()
+    return [
+        float(text.strip("()").replace("\u2212", "-").replace("\u2013", "nan")) for text in texts
+    ]
+
+
+def test_columns_sort_by_divergence_and_back(visit: Any, document: Document) -> None:
+    page = visit()
+    head = page.locator("#heat-1 thead th").last
+    names = page.locator("#heat-1 tbody th")
+    original = names.all_text_contents()
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    kl = {row.name: row.cells[-1].sort for row in document.models[1].rows}
+    shown = [kl[name] for name in names.all_text_contents()]
+    # two digits decide; what was not measured (-1) is last
+    assert all(a >= 0.94 * b for a, b in zip(shown, shown[1:], strict=False))
+    assert shown[-1] == -1
+    head.get_by_role("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    page.locator("#heat-1 thead th").first.get_by_role("button").click()
+    assert names.all_text_contents() == original
+    assert page.locator("#heat-1 [aria-sort]").count() == 1
+
+
+def test_bits_sort_as_numbers(visit: Any) -> None:
+    page = visit()
+    page.locator("#heat-1 thead th").nth(3).get_by_role("button").click()
+    bits = [int(t) for t in page.locator("#heat-1 .bits strong").all_text_contents()]
+    assert bits == sorted(bits, reverse=True)
+
+
+def test_filtering_shows_matching_rows_and_their_number(visit: Any) -> None:
+    page = visit()
+    rows = page.locator("#heat-1 tbody tr")
+    page.locator("#filter-1").fill("CONV2")
+    shown = [rows.nth(i).is_visible() for i in range(rows.count())]
+    expected = ["conv2" in name for name in page.locator("#heat-1 tbody th").all_text_contents()]
+    assert shown == expected
+    assert page.get_by_text(f"{sum(expected)} of {len(expected)}", exact=True).is_visible()
+    page.locator("#filter-1").fill("")
+    assert all(rows.nth(i).is_visible() for i in range(rows.count()))
+
+
+def test_a_cell_tells_its_interval_to_pointer_and_keyboard(visit: Any, document: Document) -> None:
+    page = visit()
+    model = document.models[1]
+    readout = page.locator("#model-1 .readout")
+    page.locator("#heat-1 tbody tr").nth(10).locator("td").nth(5).hover()
+    row = model.rows[10]
+    cell = row.cells[2]
+    assert readout.inner_text().startswith(f"{row.name} at {cell.bits} bits: {cell.detail}")
+    page.locator("#heat-1 tbody th").first.focus()
+    assert f"{model.rows[0].bits} bits recommended, {model.rows[0].reason}" in readout.inner_text()
+    for key in ("ArrowDown", *["ArrowRight"] * 4):
+        page.keyboard.press(key)
+    assert model.rows[1].cells[0].detail in readout.inner_text()
+
+
+def test_the_keyboard_skips_rows_that_are_filtered_out(visit: Any) -> None:
+    page = visit()
+    page.locator("#filter-1").fill("conv2")
+    first, second = (
+        name for name in page.locator("#heat-1 tbody tr:not([hidden]) th").all_text_contents()[:2]
+    )
+    page.locator("#heat-1 tbody tr:not([hidden]) th").first.click()
+    page.evaluate("document.querySelector('#heat-1 tbody tr:not([hidden]) th').tabIndex = 0")
+    page.locator("#heat-1 tbody tr:not([hidden]) th").first.focus()
+    page.keyboard.press("ArrowDown")
+    focused = page.evaluate("document.activeElement.textContent")
+    assert (first != second, focused) == (True, second)
+
+
+def test_the_slider_shows_the_plans_that_were_computed(visit: Any, document: Document) -> None:
+    page = visit()
+    model = document.models[1]
+    bits = page.locator("#heat-1 .bits strong")
+    assert bits.all_text_contents() == [str(row.bits) for row in model.rows]
+    for point in (0, 7, len(model.front) - 1):
+        page.locator("#slider-1").fill(str(point))
+        front = model.front[point]
+        assert bits.all_text_contents() == [str(b) for b in front.bits]
+        picked = page.locator("#heat-1 td.pick").count()
+        assert picked == len(model.rows)
+        words = page.locator("#slider-1-out").inner_text()
+        assert f"{front.avg_bits:.2f} bits, {front.size_mb:.2f} MB" in words
+        command = f"vitsense plan --model {model.key} --budget avg-bits={front.avg_bits:.3f}"
+        assert words.endswith(command)
+    page.locator("#model-1 .reset").click()
+    assert bits.all_text_contents() == [str(row.bits) for row in model.rows]
+
+
+def downloaded(page: Any, click: Any, folder: Path) -> Path:
+    with page.expect_download() as waiting:
+        click()
+    path = folder / "taken.json"
+    waiting.value.save_as(path)
+    return path
+
+
+def test_the_plan_of_the_page_is_the_file_of_the_run(visit: Any, run: Any, tmp_path: Path) -> None:
+    page = visit(accept_downloads=True)
+    for click in (page.locator("#model-0 .plan").click, page.locator("#model-0 .save").click):
+        assert downloaded(page, click, tmp_path).read_text() == run.plan_path().read_text()
+
+
+def test_a_picked_plan_can_be_loaded_and_has_the_bits_shown(
+    visit: Any, run: Any, document: Document, tmp_path: Path
+) -> None:
+    page = visit(accept_downloads=True)
+    page.locator("#heat-1 thead th").last.get_by_role("button").click()  # in any order of rows
+    page.locator("#slider-1").fill("9")
+    plan = Plan.load(downloaded(page, page.locator("#model-1 .save").click, tmp_path))
+    model = document.models[1]
+    assert plan.bits == {r.name: b for r, b in zip(model.rows, model.front[9].bits, strict=True)}
+    before = {m.name: m for m in Plan.load(run.plan_path(model.key)).modules}
+    for module in plan.modules:
+        assert module.activation == f"uint{module.bits}"
+        assert (module.weight is None) == (before[module.name].weight is None)
+    assert plan.measured is None
+    assert plan.budget == f"avg-bits={model.front[9].avg_bits:.3f}"
+    assert json.loads(json.dumps(plan.to_json()))["schema"] == "vitsense.plan/1"
+
+
+def test_every_control_can_be_reached_by_keyboard(visit: Any) -> None:
+    page = visit()
+    reached = set()
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate(
+                "(() => { const e = document.activeElement;"
+                " return e.id || e.className || e.textContent.slice(0, 20); })()"
+            )
+        )
+    wanted = {"theme", "slider-0", "filter-0", "reset", "save", "plan", "slider-1", "filter-1"}
+    assert wanted <= reached
+    assert "skip" in reached
+
+
+def test_all_is_there_without_scripts(visit: Any, document: Document) -> None:
+    page = visit(java_script_enabled=False)
+    for i, model in enumerate(document.models):
+        assert page.locator(f"#heat-{i} tbody tr").count() == len(model.rows)
+        assert page.locator(f"#model-{i} .whatif").is_hidden()
+    assert page.locator("figure svg").count() == 4
+    assert page.get_by_text(document.models[0].verdict[0]).first.is_visible()
+
+
+def test_print_shows_every_row_and_repeats_the_heads(visit: Any, document: Document) -> None:
+    pypdf = pytest.importorskip("pypdf")
+    page = visit()
+    pages = pypdf.PdfReader(io.BytesIO(page.pdf(format="A4"))).pages
+    texts = [p.extract_text() for p in pages]
+    assert all(text.strip() for text in texts)
+    whole = "".join("".join(texts).split())
+    for model in document.models:
+        for row in model.rows:
+            if row.name.isascii():
+                assert "".join(row.name.split()) in whole
+    assert "Whatifthemodel" not in whole  # controls mean nothing on paper
+    assert "added to 32-bit" in " ".join(texts)  # folded parts are open
+
+
+def test_forced_colours_keep_the_chosen_cell_visible(visit: Any) -> None:
+    page = visit(forced_colors="active")
+    style = "getComputedStyle(document.querySelector('td.pick')).outlineStyle"
+    assert page.evaluate(style) == "solid"
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_one_and_four_models_fit(browser: Any, tmp_path: Path, count: int) -> None:
+    run = make_run(tmp_path / "run", 9, [f"model_with_a_long_name_{i}" for i in range(count)])
+    write_report(run, pdf=False)
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto((run.path / "report.html").as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator(".model-section").count() == count
+    page.close()

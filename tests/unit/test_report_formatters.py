@@ -1,0 +1,68 @@
+"""Numbers as text: one rule for each kind, no false precision, no minus zero."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from vitsense.report.formatters import count, number, percent, short, span, visible
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (1.25, 2, "1.25"),
+        (-3.14159, 1, "\u22123.1"),
+        (-0.04, 1, "0.0"),
+        (0.0, 1, "0.0"),
+        (-0.05, 2, "\u22120.05"),
+    ],
+)
+def test_a_number_has_a_real_minus_and_no_negative_zero(value, digits, text) -> None:
+    assert number(value, digits) == text
+
+
+def test_a_span_names_both_ends() -> None:
+    assert span(-0.44, 2) == "\u22120.4 to 2.0"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.00123, "0.0012"),
+        (0.000012345, "1.2e\u22125"),
+        (12.3, "12"),
+        (123456, "123456"),
+        (1234567, "1.2e6"),
+        (-0.25, "\u22120.25"),
+        (math.inf, "infinite"),
+        (math.nan, "unknown"),
+    ],
+)
+def test_short_shows_two_digits_over_many_magnitudes(value, text) -> None:
+    assert short(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(7, "7"), (36_864, "36.9 k"), (5_717_416, "5.7 M")])
+def test_counts_are_rounded_with_a_unit(value, text) -> None:
+    assert count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0.00 %"), (1e-6, "< 0.01 %"), (0.0012, "0.12 %"), (0.5, "50.0 %")]
+)
+def test_a_share_that_is_not_zero_is_not_shown_as_zero(share, text) -> None:
+    assert percent(share) == text
+
+
+def test_characters_that_turn_a_sentence_are_written_out() -> None:
+    assert visible("a\u202eb\nc") == "a\\u202eb\\u000ac"
+
+
+@pytest.mark.parametrize(
+    "text", ["\u05e9\u05dc\u05d5\u05dd", "\U0001f469\u200d\U0001f52c", "a b <i>"]
+)
+def test_ordinary_text_of_any_script_stays(text) -> None:
+    assert visible(text) == text

@@ -1,0 +1,209 @@
+"""The PDF: tagged, searchable, paginated, and the same numbers as everywhere else."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pypdf import PdfReader
+from report_fixture import HOSTILE, make_run
+
+from vitsense.errors import InputMissingError, VitsenseError
+from vitsense.report import compose
+from vitsense.report.document import Document
+from vitsense.report.figures import pictures
+from vitsense.report.pdf import render_pdf
+
+MEGABYTES = 1_000_000
+
+
+def rendered(folder: Path, modules: int = 20, *args, **options) -> tuple[Document, bytes]:
+    document = compose(make_run(folder / "run", modules, *args, **options))
+    return document, render_pdf(document, pictures(document))
+
+
+def plain(text: str) -> str:
+    """Text without what only breaks lines."""
+    return re.sub(r"[\s\u200b\u00a0]+", "", text)
+
+
+def text_of(pdf: bytes) -> str:
+    return plain("".join(page.extract_text() for page in PdfReader(io.BytesIO(pdf)).pages))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Document, bytes]:
+    return rendered(tmp_path_factory.mktemp("pdf"), warnings=["Only 10 images."])
+
+
+@pytest.fixture(scope="module")
+def document(made: tuple[Document, bytes]) -> Document:
+    return made[0]
+
+
+@pytest.fixture(scope="module")
+def reader(made: tuple[Document, bytes]) -> PdfReader:
+    return PdfReader(io.BytesIO(made[1]))
+
+
+def test_it_is_tagged_and_names_its_language_and_title(
+    document: Document, reader: PdfReader
+) -> None:
+    root = reader.trailer["/Root"]
+    assert root["/MarkInfo"]["/Marked"]
+    assert "/StructTreeRoot" in root
+    assert root["/Lang"] == "en"
+    assert reader.metadata is not None
+    assert reader.metadata.title == document.title
+    assert b"pdfuaid" in root["/Metadata"].get_data()
+
+
+def test_the_outline_and_the_contents_name_every_chapter(
+    document: Document, reader: PdfReader
+) -> None:
+    chapters = ["Verdict", "Models side by side", *(m.key for m in document.models)]
+    chapters.append("Method and reproduction")
+    titles = [plain(entry.title) for entry in reader.outline if not isinstance(entry, list)]
+    assert titles == [plain(chapter) for chapter in chapters]
+    first = plain(reader.pages[0].extract_text())
+    pages = [
+        reader.get_destination_page_number(entry) + 1
+        for entry in reader.outline
+        if not isinstance(entry, list)
+    ]
+    for chapter, page in zip(chapters, pages, strict=True):
+        assert re.search(re.escape(plain(chapter)) + r"\.+" + str(page), first)
+
+
+def test_every_page_has_its_number_and_a_running_head(
+    document: Document, reader: PdfReader
+) -> None:
+    count = len(reader.pages)
+    for number, page in enumerate(reader.pages, start=1):
+        text = page.extract_text()
+        assert f"page {number} of {count}" in text
+        assert len(text) > 200, "a page is nearly empty"
+        assert number == 1 or plain(text).startswith(plain(document.title))
+
+
+def test_every_module_and_number_is_there(document: Document, made: tuple[Document, bytes]) -> None:
+    text = text_of(made[1])
+    said = [*document.warnings, document.question, *document.commands]
+    for model in document.models:
+        said += [text for row in model.rows for text in (row.name, row.reason)]
+        said += [value for card in model.cards for value in (card.value, card.detail, card.word)]
+        said += model.verdict
+        said += [v for p in (*model.plans, *model.groups) for v in (p.predicted, p.measured)]
+        said += [cell for row in model.coverage for cell in row]
+    said += [
+        value for pair in (*document.method, *document.findings, *document.words) for value in pair
+    ]
+    assert [words for words in said if plain(words) not in text] == []
+
+
+def test_table_heads_are_repeated(tmp_path: Path) -> None:
+    document, pdf = rendered(tmp_path, 150, ["vit"])
+    pages = [plain(page.extract_text()) for page in PdfReader(io.BytesIO(pdf)).pages]
+    names = [plain(row.name) for row in document.models[0].rows]
+    holding = [text for text in pages if sum(name in text for name in names) > 20]
+    assert len(holding) >= 3
+    heads = ("ModuleRoleWeightsBits8bit6bit", "ModuleBitsReason")
+    assert all(any(head in text for head in heads) for text in holding)
+    assert sum(heads[0] in text for text in holding) >= 2
+    assert sum(heads[1] in text for text in holding) >= 2
+
+
+def test_figures_are_vectors_with_alternatives(reader: PdfReader) -> None:
+    assert sum(len(page.images) for page in reader.pages) == 0
+    raw = str(reader.trailer["/Root"]["/StructTreeRoot"])
+    alternatives = 0
+    todo, seen = [reader.trailer["/Root"]["/StructTreeRoot"]], set()
+    while todo:
+        node = todo.pop()
+        node = node.get_object() if hasattr(node, "get_object") else node
+        if isinstance(node, dict):
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            alternatives += "/Alt" in node
+            todo.append(node.get("/K", []))
+        elif isinstance(node, list):
+            todo += node
+    assert raw
+    assert alternatives >= 4 + 2 * 12  # figures, and small distributions of both models
+
+
+def test_equal_input_gives_equal_bytes(document: Document, made: tuple[Document, bytes]) -> None:
+    assert render_pdf(document, pictures(document)) == made[1]
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    keys = ["#panic()", "$x^2$ *b* @r </svg>"]
+    _, pdf = rendered(tmp_path, 20, keys, hostile=True, unmeasured=True)
+    text = text_of(pdf)
+    latin = [name for name in (*HOSTILE, *keys) if name.isascii()]
+    assert len(latin) >= 6
+    for name in latin:
+        assert plain(name) in text
+
+
+def test_long_names_stay_on_the_page(tmp_path: Path) -> None:
+    """Nothing is drawn beyond the right margin of A4."""
+    _, pdf = rendered(tmp_path, 9, ["m" * 150, "a_b." * 30], hostile=True)
+    wrong = []
+    for page in PdfReader(io.BytesIO(pdf)).pages:
+
+        def visit(text, cm, tm, font, size, wrong=wrong):
+            if text.strip() and tm[4] * cm[0] + cm[4] > 595 - 40:
+                wrong.append(text)
+
+        page.extract_text(visitor_text=visit)
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "models"), [(60, 2), pytest.param(600, 1, marks=pytest.mark.slow)]
+)
+def test_the_file_stays_small(tmp_path: Path, modules: int, models: int) -> None:
+    _, pdf = rendered(tmp_path, modules, [f"model{i}" for i in range(models)])
+    assert len(pdf) <= 2 * MEGABYTES
+
+
+def test_an_unfinished_run_without_plan_still_makes_a_pdf(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 8, ["vit"], labelled=False, status="interrupted")
+    for name in ("joint", "pareto", "pareto_bits", "coverage"):
+        (run.path / f"{name}.csv").unlink()
+    run.plan_path().unlink()
+    document = compose(run)
+    text = text_of(render_pdf(document, pictures(document)))
+    assert "notfinished" in text
+    assert "lossofagreement" in text
+
+
+def test_without_typst_one_is_told_what_to_install(
+    document: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitsense.report.pdf.find_spec", lambda name: None)
+    with pytest.raises(InputMissingError, match="pip install typst"):
+        render_pdf(document, {})
+
+
+def test_a_template_that_cannot_be_typeset_is_a_named_error(
+    document: Document, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "report.typ").write_text("#unknown-thing")
+    monkeypatch.setattr("vitsense.report.pdf.template_root", lambda: tmp_path)
+    with pytest.raises(VitsenseError, match="unknown variable"):
+        render_pdf(document, {})
+
+
+def test_importing_the_report_does_not_import_typst() -> None:
+    code = "import sys, vitsense.report; print('typst' in sys.modules, 'matplotlib' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,54 @@
+"""What a run has already measured of one model, and how more is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vitsense.runfolder import RunFolder
+from vitsense.sensitivity.result import Cell, Outcome
+from vitsense.sensitivity.sweep import Results
+from vitsense.settings import Part
+
+
+class KeptResults:
+    """The run's state, for one model: what is known, and how more is kept."""
+
+    def __init__(self, run: RunFolder, key: str, state: Sequence[Mapping[str, Any]]) -> None:
+        self._run = run
+        self._key = key
+        self._state = [record for record in state if record.get("model") == key]
+
+    def cells(self) -> dict[tuple[int, str], Results]:
+        """Outcomes by batch and module."""
+        return {
+            (record["batch"], record["module"]): {
+                Cell(record["module"], bits, Part(part)): Outcome.from_list(values)
+                for part, bits, values in record["cells"]
+            }
+            for record in self._state
+            if "batch" in record
+        }
+
+    def keep(self, batch: int, module: str, found: Results) -> None:
+        """Append the outcomes of one module on one batch."""
+        cells = [[c.part.value, c.bits, o.to_list()] for c, o in found.items()]
+        record = {"model": self._key, "batch": batch, "module": module, "cells": cells}
+        self._run.append_state(record)
+
+    def plan(self, bits: Mapping[str, int]) -> Outcome | None:
+        """The outcome of a whole plan, if it was measured before."""
+        wanted = _bits_digest(bits)
+        found = [r for r in self._state if r.get("plan") == wanted]
+        return Outcome.from_list(found[-1]["outcome"]) if found else None
+
+    def keep_plan(self, bits: Mapping[str, int], outcome: Outcome) -> None:
+        """Append the outcome of a whole plan."""
+        record = {"model": self._key, "plan": _bits_digest(bits), "outcome": outcome.to_list()}
+        self._run.append_state(record)
+
+
+def _bits_digest(bits: Mapping[str, int]) -> str:
+    return hashlib.sha256(json.dumps(dict(bits), sort_keys=True).encode()).hexdigest()[:16]

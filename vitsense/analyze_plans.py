@@ -1,0 +1,212 @@
+"""The planning stage of one model: uniform widths, the drop curve, the solver, and its choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from vitsense import provenance
+from vitsense.analyze_tables import framed
+from vitsense.compare.tables import MHSA_ROLES
+from vitsense.errors import UserInputError
+from vitsense.models import LoadedModel
+from vitsense.plan.budget import Budget
+from vitsense.plan.make import make_plan
+from vitsense.plan.plan import Plan
+from vitsense.plan.predict import DropModel, fit_drop_model
+from vitsense.plan.solve import (
+    Assignment,
+    Problem,
+    assignment_of,
+    make_problem,
+    narrowest,
+    pareto,
+    solve,
+    summed_divergence,
+    uniform,
+)
+from vitsense.sensitivity.result import Outcome
+from vitsense.settings import AnalyzeSettings, Part
+from vitsense.sites import SiteCatalog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Planned:
+    """The plans of one model and what was measured of them."""
+
+    problem: Problem
+    drop_model: DropModel
+    recommended: Assignment
+    budget: Budget
+    note: str
+    outcomes: dict[str, Outcome]
+    joint: pd.DataFrame
+    front: pd.DataFrame
+    front_bits: pd.DataFrame
+
+
+def plan_and_measure(
+    model: LoadedModel,
+    settings: AnalyzeSettings,
+    modules: pd.DataFrame,
+    sensitivity: pd.DataFrame,
+    measure: Any,
+) -> Planned:
+    """Measure uniform widths, fit the drop curve, solve, and measure what was solved."""
+    budget = Budget.parse(settings.budget)
+    planable = _with_both(sensitivity, settings)
+    problem = make_problem(modules, planable, model.params)
+    choices = {f"uniform-{w}": uniform(problem, w) for w in sorted(settings.bits, reverse=True)}
+    outcomes = measure(choices)
+    chance = 100.0 / model.num_classes
+    first = next(iter(outcomes.values()))
+    ceiling = max(first.fp_top1.value - chance, 1.0) if first.fp_top1 is not None else 100.0
+    sums = {name: summed_divergence(problem, bits) for name, bits in choices.items()}
+    curve = fit_drop_model(
+        planable[planable["status"] == "measured"],
+        framed("joint", model.key, [_outcome_row(name, o) for name, o in outcomes.items()]),
+        np.array(list(sums.values()), dtype=np.float64),
+        ceiling,
+    )
+    front = pareto(problem, curve)
+    recommended, note = _recommended(problem, budget, curve)
+    extra = {"recommended": dict(recommended.bits)}
+    for value in (3.0, 5.0, 6.0):
+        near = [a for a in front if abs(a.cost.avg_bits - value) < 0.3]
+        if near:
+            best = min(near, key=lambda a: abs(a.cost.avg_bits - value))
+            extra[f"pareto-{value:g}"] = dict(best.bits)
+    extra |= group_choices(modules, settings.bits)
+    outcomes |= measure(extra)
+    rows = [
+        _outcome_row(name, outcomes[name], assignment_of(problem, bits, curve))
+        for name, bits in (choices | extra).items()
+    ]
+    return Planned(
+        problem=problem,
+        drop_model=curve,
+        recommended=recommended,
+        budget=budget,
+        note=note,
+        outcomes=outcomes,
+        joint=framed("joint", model.key, rows),
+        front=framed("pareto", model.key, [_front_row(i, a) for i, a in enumerate(front)]),
+        front_bits=framed(
+            "pareto_bits",
+            model.key,
+            [
+                {"point": i, "module": name, "bits": bits}
+                for i, a in enumerate(front)
+                for name, bits in a.bits.items()
+            ],
+        ),
+    )
+
+
+GROUP_WIDTHS = 2
+"""Widths at which groups of modules are quantized together: 4 bits and the next narrower."""
+
+
+def group_choices(modules: pd.DataFrame, bits: Sequence[int]) -> dict[str, dict[str, int]]:
+    """Whole groups alone (attention, feed-forward, Q, K, V), as ``only-GROUP@BITS``."""
+    widths = sorted((w for w in bits if w <= 4), reverse=True)[:GROUP_WIDTHS]
+    members = {
+        "mhsa": modules["role"].isin(MHSA_ROLES),
+        "ffn": modules["role"] == "ffn",
+        **{letter: modules["role"] == letter for letter in ("q", "k", "v")},
+    }
+    if not members["mhsa"].any():
+        return {}
+    return {
+        f"only-{group}@{width}": dict.fromkeys(modules.loc[rows, "module"], width)
+        for width in widths
+        for group, rows in members.items()
+        if rows.any()
+    }
+
+
+def _recommended(problem: Problem, budget: Budget, curve: DropModel) -> tuple[Assignment, str]:
+    """The plan of the budget, or of the narrowest widths with a note where it cannot be met.
+
+    Hours of measuring must not end in an error about the budget.
+    """
+    try:
+        return solve(problem, budget, curve), ""
+    except UserInputError as error:
+        return narrowest(problem, curve), f"{error} The plan has the narrowest widths instead."
+
+
+def _with_both(sensitivity: pd.DataFrame, settings: AnalyzeSettings) -> pd.DataFrame:
+    """The cells plans are made from: weights and activations together, or the one part measured."""
+    if Part.BOTH in settings.parts:
+        return sensitivity
+    return sensitivity[sensitivity["part"] == settings.parts[0].value].assign(part="both")
+
+
+def _predicted(assignment: Assignment) -> dict[str, float]:
+    cost, prediction = assignment.cost, assignment.prediction
+    return {
+        "avg_bits": cost.avg_bits,
+        "size_mb": cost.size_mb,
+        "bitops_g": cost.bitops_g,
+        "predicted_kl": prediction.kl,
+        "predicted_drop": prediction.drop,
+        "predicted_low": prediction.low,
+        "predicted_high": prediction.high,
+    }
+
+
+def _outcome_row(
+    name: str, outcome: Outcome, assignment: Assignment | None = None
+) -> dict[str, Any]:
+    predicted = {} if assignment is None else _predicted(assignment)
+    return {"plan": name, **predicted, **outcome.row()}
+
+
+def _front_row(point: int, assignment: Assignment) -> dict[str, Any]:
+    row = _predicted(assignment)
+    return {"point": point, "budget_bits": row["avg_bits"], **row}
+
+
+def full_precision(outcomes: Mapping[str, Outcome]) -> dict[str, Any] | None:
+    """Full-precision accuracy for ``run.json``; None without labels."""
+    outcome = next(iter(outcomes.values()))
+    top1 = outcome.fp_top1
+    if top1 is None:
+        return None
+    return {
+        "n": outcome.labelled,
+        "top1": top1.value,
+        "top1_low": top1.low,
+        "top1_high": top1.high,
+    }
+
+
+def finished_plan(
+    model: LoadedModel, settings: AnalyzeSettings, planned: Planned, catalog: SiteCatalog
+) -> Plan:
+    """The recommended plan, ready to be saved."""
+    row = planned.outcomes["recommended"].row()
+    return make_plan(
+        planned.problem,
+        planned.recommended,
+        planned.budget,
+        model={
+            "key": model.key,
+            "name": model.resolved.name,
+            "weights_digest": model.digest,
+            "sites_digest": catalog.digest,
+            "num_classes": model.num_classes,
+        },
+        quantization={
+            **settings.to_json()["quant"],
+            "weight": "symmetric",
+            "activation": "affine, per tensor",
+        },
+        provenance={"versions": provenance.versions(), "seed": settings.seed},
+        measured=row,
+    )
