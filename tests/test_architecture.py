@@ -35,7 +35,7 @@ OWNERS = {
 
 WITHOUT_TORCH = (
     "cli", "report/", "compare/", "plan/", "verdict", "runfolder", "schemas", "settings",
-    "sites", "progress", "provenance", "errors",
+    "sites", "progress", "provenance", "errors", "formats",
 )  # fmt: skip
 MAY_NAME_TORCH = {"cli_info.py", "plan/verify.py"}
 """``vitsense env`` asks torch for devices; ``plan/verify.py`` measures a plan."""

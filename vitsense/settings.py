@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitsense.errors import UserInputError
-
-ALLOWED_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
-"""Bit widths that can be measured."""
+from vitsense.formats import ALLOWED_BITS
 
 
 class Part(Enum):

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from vitsense.errors import UserInputError
-
-ALLOWED_BITS = (2, 3, 4, 5, 6, 7, 8, 16)
-"""Widths of the integer formats."""
+from vitsense.formats import ALLOWED_BITS
 
 
 @dataclass(frozen=True, slots=True)

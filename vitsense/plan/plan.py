@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vitsense.errors import SiteMismatchError, UserInputError
+from vitsense.formats import ALLOWED_BITS
 from vitsense.runfolder import atomic_write, json_text, read_json
-from vitsense.settings import ALLOWED_BITS
 
 PLAN_SCHEMA = "vitsense.plan/1"
 """Schema of a plan; a larger number after the slash is a newer version's."""
