@@ -12,7 +12,8 @@ from report_fixture import make_run
 from vitsense.report import compose
 from vitsense.report.compose_model import LEVELS
 from vitsense.report.document import Distribution, Document
-from vitsense.report.figures import COLOURS, MARKERS, Picture, cividis, pictures
+from vitsense.report.drawing import COLOURS, MARKERS, Picture, cividis
+from vitsense.report.figures import pictures
 from vitsense.report.formatters import short
 from vitsense.report.inline import inline
 from vitsense.report.svg import HEIGHT, WIDTH, histogram_path, sigma_ticks

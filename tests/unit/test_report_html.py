@@ -32,6 +32,8 @@ class Page(HTMLParser):
     text: list[str] = field(default_factory=list)
     data: str = ""
     _open: list[str] = field(default_factory=list)
+    _broken: bool = False
+    """Whether the last text goes on: a place where a line may break is no end."""
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -45,6 +47,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        self._broken = tag == "wbr"
         if tag not in VOID:
             self._open.append(tag)
 
@@ -57,8 +60,11 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] == "script":
             self.data = self.data or data
+        elif self._broken and self.text:
+            self.text[-1] += data
         elif self._open and self._open[-1] != "style":
             self.text.append(data)
+        self._broken = False
 
     def having(self, name: str) -> list[str]:
         return [attrs[name] or "" for _, attrs in self.elements if name in attrs]

@@ -7,9 +7,11 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from vitsense.compare import compare_models, findings
+from vitsense.report.chapters import run_chapters
 from vitsense.report.compose_model import compose_model
 from vitsense.report.document import Document, Profile
 from vitsense.report.formatters import count, percent, short
+from vitsense.report.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,33 +27,11 @@ def compose(run: RunFolder) -> Document:
         UserInputError: a file of the run is damaged.
         InputMissingError: the run holds no measurement yet.
     """
-    record = run.read_run()
-    tables = {
-        name: run.table(name)
-        for name in (
-            "modules",
-            "statistics",
-            "sensitivity",
-            "joint",
-            "pareto",
-            "pareto_bits",
-            "coverage",
-        )
-    }
-    measured = set(tables["sensitivity"]["model"])
-    entries = [entry for entry in record["models"] if entry["key"] in measured]
-    if not entries:
-        from vitsense.errors import InputMissingError
-
-        raise InputMissingError(
-            f"{run.path} holds no finished measurement yet; continue it with vitsense analyze "
-            f"--out {run.path}."
-        )
+    source = Source(run)
+    record, entries, tables = source.record, source.entries, source.tables()
     comparison = compare_models(tables["modules"], tables["statistics"], tables["sensitivity"])
     families = {entry["key"]: entry["family"] for entry in entries}
-    models = tuple(
-        compose_model(run, entry, tables, first=entry is record["models"][0]) for entry in entries
-    )
+    models = tuple(compose_model(source, entry) for entry in entries)
     names = " against ".join(entry["key"] for entry in entries)
     return Document(
         title=f"{names}: sensitivity to quantization",
@@ -75,6 +55,7 @@ def compose(run: RunFolder) -> Document:
         commands=tuple(shlex.join(command) for command in record.get("commands", ())),
         files=_FILES,
         words=_WORDS,
+        chapters=run_chapters(source),
     )
 
 

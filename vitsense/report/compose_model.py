@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitsense.plan.plan import Plan
+from vitsense.report.chapters import model_chapters
 from vitsense.report.document import (
     Card,
     Distribution,
@@ -19,7 +20,8 @@ from vitsense.report.document import (
     PlanRow,
     Status,
 )
-from vitsense.report.formatters import count, number, percent, short, span, visible
+from vitsense.report.formatters import count, known, loss_of, number, percent, short, span, visible
+from vitsense.report.source import Source
 from vitsense.verdict import verdict, worst_modules
 
 if TYPE_CHECKING:
@@ -34,13 +36,12 @@ LEVELS = 20
 _LEAST_KL, _MOST_KL = 1e-4, 3.0  # ends of the colour scale, nats
 
 
-def compose_model(
-    run: RunFolder, entry: Mapping[str, Any], tables: Mapping[str, pd.DataFrame], *, first: bool
-) -> ModelReport:
+def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
     """Everything about the model of ``entry`` (one of ``run.json``'s models)."""
     key = entry["key"]
-    mine = {name: frame[frame["model"] == key] for name, frame in tables.items()}
-    plan_path = run.plan_path(None if first else key)
+    run = source.run
+    mine = {name: frame[frame["model"] == key] for name, frame in source.tables().items()}
+    plan_path = run.plan_path(None if source.is_first(entry) else key)
     plan = Plan.load(plan_path) if plan_path.is_file() else None
     sensitivity = _shown(mine["sensitivity"])
     widths = tuple(sorted({int(b) for b in sensitivity["bits"]}, reverse=True))
@@ -70,6 +71,7 @@ def compose_model(
             for row in mine["coverage"].to_dict("records")
         ),
         plan_json=plan_path.read_text(encoding="utf-8") if plan is not None else "",
+        chapters=model_chapters(source, key),
     )
 
 
@@ -120,21 +122,6 @@ def _facts(entry: Mapping[str, Any], modules: int) -> tuple[tuple[str, str], ...
     )
 
 
-def _loss(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Loss with its interval: the drop, or 100 minus agreement where there are no labels."""
-    if _known(row["drop"]):
-        return float(row["drop"]), float(row["drop_low"]), float(row["drop_high"])
-    return (
-        100 - float(row["agreement"]),
-        100 - float(row["agreement_high"]),
-        100 - float(row["agreement_low"]),
-    )
-
-
-def _known(value: Any) -> bool:
-    return value is not None and not (isinstance(value, float) and math.isnan(value))
-
-
 def _cards(entry: Mapping[str, Any], joint: pd.DataFrame, sensitivity: pd.DataFrame) -> list[Card]:
     cards = []
     fp = entry.get("fp")
@@ -168,14 +155,14 @@ def _cards(entry: Mapping[str, Any], joint: pd.DataFrame, sensitivity: pd.DataFr
 
 
 def _loss_card(label: str, row: Mapping[str, Any]) -> Card:
-    value, low, high = _loss(row)
+    value, low, high = loss_of(row)
     if low > 1.0:
         status, word = Status.BAD, "breaks"
     elif high <= 1.0:
         status, word = Status.GOOD, "holds"
     else:
         status, word = Status.CAUTION, "uncertain"
-    if _known(row["drop"]):
+    if known(row["drop"]):
         # minus in front: the card shows the change of accuracy a reader would see
         shown, between = f"{number(-value)} points", span(-high, -low)
     else:
@@ -228,7 +215,7 @@ def _cell(bits: int, row: Mapping[str, Any] | None) -> HeatCell:
             level=0,
             noise=False,
         )
-    value, low, high = _loss(row)
+    value, low, high = loss_of(row)
     kl = float(row["kl"])
     # not <= 0 alone: a change to the better can be as certain as one to the worse; rounded,
     # because 100 minus an agreement of 100 may miss zero by the last bit
@@ -299,9 +286,9 @@ def _distribution(row: Any, edges: Any, counts: Any) -> Distribution:
 
 
 def _plan_row(row: Mapping[str, Any]) -> PlanRow:
-    value, low, high = _loss(row)
+    value, low, high = loss_of(row)
     predicted = "\u2013"
-    if _known(row["predicted_drop"]):
+    if known(row["predicted_drop"]):
         predicted = (
             f"{number(row['predicted_drop'])} ({span(row['predicted_low'], row['predicted_high'])})"
         )
@@ -355,6 +342,6 @@ def _front(pareto: pd.DataFrame, bits: pd.DataFrame, modules: pd.DataFrame) -> l
 def _marks(plans: pd.DataFrame) -> list[tuple[str, float, float, float, float]]:
     found = []
     for row in plans.to_dict("records"):
-        value, low, high = _loss(row)
+        value, low, high = loss_of(row)
         found.append((str(row["plan"]), float(row["size_mb"]), value, low, high))
     return found

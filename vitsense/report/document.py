@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
+from vitsense.report.section import Section
+
 REPORT_SCHEMA = "vitsense.report/1"
 """Schema of ``report.json``."""
 
@@ -134,6 +136,8 @@ class ModelReport:
     coverage: tuple[tuple[str, str, str, str], ...]
     plan_json: str
     """The file of the recommended plan as it is; empty if there is none."""
+    chapters: tuple[Section, ...] = ()
+    """What `vitsense.report.chapters` has to say about the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +171,8 @@ class Document:
     files: tuple[tuple[str, str], ...]
     words: tuple[tuple[str, str], ...]
     """The report's terms and what they mean."""
+    chapters: tuple[Section, ...] = ()
+    """What `vitsense.report.chapters` has to say about the run."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

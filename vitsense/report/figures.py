@@ -1,52 +1,32 @@
-"""Figures as SVG text: seaborn's style, our colours, one picture for light, dark and print."""
+"""The figures of the report's fixed parts; chapters' are drawn by `charts`."""
 
 from __future__ import annotations
 
-import io
-import math
-import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vitsense.report.charts import chart_picture
 from vitsense.report.document import Document, ModelReport, Profile
+from vitsense.report.drawing import (
+    COLOURS,
+    INK,
+    MARKERS,
+    Picture,
+    drawn,
+    legend,
+    no_ticks,
+    plain_ticks,
+)
 from vitsense.report.formatters import number as decimal
 from vitsense.report.formatters import short, span
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-COLOURS = ("#0072B2", "#D55E00", "#8F5BD6", "#2E8B57")
-"""One hue per model, in order; the first two keep 3:1 contrast on white and on dark."""
-
-MARKERS = ("o", "s", "^", "D")
-"""A second cue beside the hue."""
 
 LEAST_KL, LEAST_KURTOSIS = 1e-6, 0.1
 """What is smaller is drawn here: logarithmic axes have no zero."""
 
-_LONGEST = 48  # characters of a name in a legend
 _CROWD = 150  # points of one model in one panel; more are drawn smaller and fainter
-
-INK = "#1b1f24"
-"""Text and axes; becomes ``currentColor`` in HTML."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """An SVG with its words."""
-
-    name: str
-    svg: str
-    title: str
-    """States the finding."""
-    alt: str
-    """The picture in words."""
-    reading: str
-    """How to read it."""
 
 
 def pictures(document: Document) -> dict[str, Picture]:
@@ -58,78 +38,14 @@ def pictures(document: Document) -> dict[str, Picture]:
     for i, model in enumerate(document.models):
         if model.front:
             found[f"front-{i}"] = _front(model, i)
+    for chart in _charts(document):
+        found[chart.name] = chart_picture(chart, [model.key for model in document.models])
     return found
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    """Our style for the length of a figure; matplotlib's settings are given back."""
-    import matplotlib as mpl
-    import seaborn as sns
-
-    settings: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "vitsense",
-        "text.parse_math": False,  # a name with dollar signs is a name
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "axes.edgecolor": INK,
-        "axes.labelcolor": INK,
-        "text.color": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "grid.alpha": 0.18,
-        "grid.color": INK,
-        "grid.linewidth": 0.6,
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "savefig.facecolor": "none",
-    }
-    with mpl.rc_context(), sns.axes_style("ticks"), mpl.rc_context(settings):
-        yield
-
-
-def _drawn(width: float, height: float, panels: int, draw: Callable[[Sequence[Axes]], None]) -> str:
-    """SVG of a figure of ``panels`` axes side by side (inches)."""
-    from matplotlib.figure import Figure as NewFigure
-
-    with _style(), warnings.catch_warnings():
-        # a reader's fonts may have what ours lacks: the text stays text
-        warnings.filterwarnings("ignore", r"Glyph \d+|Matplotlib currently does not support")
-        figure: Figure = NewFigure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
-        draw(list(axes))
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # tenths of a point are enough for coordinates; text between tags is left alone
-    return re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d)\d+", r"\1", tag[0]), text)
-
-
-def _plain_ticks(axis: Any, *, log: bool) -> None:
-    """Readable numbers, and no crowd of minor labels on short log axes."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    if not log:
-        return
-    low, high = axis.get_view_interval()
-    axis.set_minor_locator(NullLocator())
-    short_axis = high / max(low, 1e-30) < 50
-    axis.set_major_locator(
-        LogLocator(subs=(1.0, 2.0, 5.0)) if short_axis else LogLocator(numticks=6)
-    )
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if short_axis else _power(v)))
-
-
-def _power(value: float) -> str:
-    """``10⁻²``; written out because mathematics in names, and so in all text, is off."""
-    exponent = str(round(math.log10(value))) if value > 0 else "0"
-    return "10" + exponent.translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+def _charts(document: Document) -> Iterator[Any]:
+    for section in (*document.chapters, *(s for m in document.models for s in m.chapters)):
+        yield from section.charts
 
 
 def _line(axes: Axes, profile: Profile, number: int, name: str, *, floor: float | None) -> None:
@@ -165,38 +81,21 @@ def _running_median(values: Sequence[float]) -> list[float]:
     return found
 
 
-def _legend(axes: Axes, profiles: Sequence[Profile]) -> None:
-    from matplotlib.lines import Line2D
-
-    names = [p.model if len(p.model) <= _LONGEST else f"{p.model[:_LONGEST]}…" for p in profiles]
-    handles = [
-        Line2D([], [], color=COLOURS[i % 4], marker=MARKERS[i % 4], markersize=4, label=name)
-        for i, name in enumerate(names)
-    ]
-    axes.figure.legend(  # above the axes, where it covers no point
-        handles=handles,
-        frameon=False,
-        fontsize=8.5,
-        loc="outside upper left",
-        ncols=2 if max(map(len, names)) <= _LONGEST // 2 else 1,
-    )
-
-
 def _sensitivity(document: Document) -> Picture:
     def draw(axes: Sequence[Axes]) -> None:
         (ax,) = axes
         for i, profile in enumerate(document.profiles):
             _line(ax, profile, i, "kl", floor=LEAST_KL)
         ax.set_yscale("log")
-        _plain_ticks(ax.yaxis, log=True)
+        plain_ticks(ax.yaxis, log=True)
         ax.set_xlabel("relative depth (0 = first module, 1 = last)")
         ax.set_ylabel(f"divergence at {document.bits} bits (nats)")
-        _legend(ax, document.profiles)
+        legend(ax, [p.model for p in document.profiles])
 
     peaks = "; ".join(_peak(p) for p in document.profiles)
     return Picture(
         "sensitivity",
-        _drawn(7.0, 3.1, 1, draw),
+        drawn(7.0, 3.1, 1, draw),
         _most_sensitive(document),
         f"Divergence of each module at {document.bits} bits along relative depth. {peaks}.",
         "Each point is one module quantized alone; the line is a running median. Higher is more "
@@ -249,10 +148,10 @@ def _statistics(document: Document) -> Picture:
             for i, profile in enumerate(document.profiles):
                 _line(ax, profile, i, name, floor=floor)
             ax.set_yscale("log")
-            _plain_ticks(ax.yaxis, log=True)
+            plain_ticks(ax.yaxis, log=True)
             ax.set_title(label, fontsize=9)
             ax.set_xlabel("relative depth")
-        _legend(axes[0], document.profiles)
+        legend(axes[0], [p.model for p in document.profiles])
 
     medians = ", ".join(f"{p.model} {_median(p, 'activation_kurtosis')}" for p in document.profiles)
     words = "; ".join(
@@ -262,7 +161,7 @@ def _statistics(document: Document) -> Picture:
     )
     return Picture(
         "statistics",
-        _drawn(7.4, 2.7, 3, draw),
+        drawn(7.4, 2.7, 3, draw),
         f"Median excess kurtosis of activations: {medians}",
         f"Excess kurtosis, variance and outlier channels of activations along depth. {words}.",
         "Activations of each module (the one with the heaviest tail). Excess kurtosis is 0 for a "
@@ -282,8 +181,6 @@ def _largest(profile: Profile, name: str) -> str:
 
 
 def _front(model: ModelReport, number: int) -> Picture:
-    from matplotlib.ticker import NullLocator
-
     colour = COLOURS[number % len(COLOURS)]
 
     def draw(axes: Sequence[Axes]) -> None:
@@ -326,7 +223,7 @@ def _front(model: ModelReport, number: int) -> Picture:
             t for t in (-10, -3, -1, 0, 0.5, 1, 3, 10, 30, 100) if lowest <= t <= 1.4 * highest
         ]
         ax.set_yticks(ticks, [decimal(t, 1 if t == 0.5 else 0) for t in ticks])
-        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_minor_locator(no_ticks())
         ax.set_xlabel("model size (MB)")
         ax.set_ylabel(f"{model.loss} (points)")
 
@@ -339,7 +236,7 @@ def _front(model: ModelReport, number: int) -> Picture:
     )
     return Picture(
         f"front-{number}",
-        _drawn(7.0, 3.1, 1, draw),
+        drawn(7.0, 3.1, 1, draw),
         f"{model.key}: {state}",
         f"Predicted loss against model size for {model.key}, from {model.front[0].size_mb:.2f} to "
         f"{model.front[-1].size_mb:.2f} MB: {state}.",
@@ -347,20 +244,3 @@ def _front(model: ModelReport, number: int) -> Picture:
         "uncertainty. Round marks are mixed plans measured as a whole, diamonds the same width "
         "everywhere; bars are 95 % intervals. Linear below 1 point, logarithmic above.",
     )
-
-
-def cividis(levels: int) -> list[tuple[str, str]]:
-    """Background and readable text colour of each level, light end first."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    shades = []
-    for level in range(levels + 1):
-        red, green, blue, _ = colormaps["cividis"](1 - level / levels)
-        luminance = sum(
-            w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
-            for w, c in zip((0.2126, 0.7152, 0.0722), (red, green, blue), strict=True)
-        )
-        dark_text = (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05)
-        shades.append((to_hex((red, green, blue)), "#000000" if dark_text else "#ffffff"))
-    return shades

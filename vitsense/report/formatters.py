@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 MINUS = "\u2212"
 ZWJ = "\u200d"  # holds the parts of an emoji together
@@ -59,3 +61,19 @@ def percent(value: float) -> str:
     if 0 < hundred < 0.01:
         return "< 0.01 %"
     return f"{hundred:.2f} %" if hundred < 1 else f"{hundred:.1f} %"
+
+
+def known(value: Any) -> bool:
+    """Whether a table's cell holds a number."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def loss_of(row: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Loss with its interval: the drop, or 100 minus agreement where there are no labels."""
+    if known(row["drop"]):
+        return float(row["drop"]), float(row["drop_low"]), float(row["drop_high"])
+    return (
+        100 - float(row["agreement"]),
+        100 - float(row["agreement_high"]),
+        100 - float(row["agreement_low"]),
+    )

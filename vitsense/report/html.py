@@ -13,7 +13,7 @@ from typing import Any
 
 from vitsense.report.compose_model import LEVELS
 from vitsense.report.document import Document
-from vitsense.report.figures import COLOURS, Picture, cividis
+from vitsense.report.drawing import COLOURS, Picture, cividis
 from vitsense.report.inline import inline
 from vitsense.report.svg import HEIGHT, WIDTH, histogram_path, sigma_ticks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from vitsense.report.figures import INK
+from vitsense.report.drawing import INK
 
 _TAG = re.compile(r"<[^>]*>")
 _RUN = re.compile(

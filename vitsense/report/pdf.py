@@ -12,7 +12,7 @@ from vitsense.errors import InputMissingError, VitsenseError
 from vitsense.glyphs import font_folder
 from vitsense.report.compose_model import LEVELS
 from vitsense.report.document import Document
-from vitsense.report.figures import COLOURS, Picture, cividis
+from vitsense.report.drawing import COLOURS, Picture, cividis
 from vitsense.report.html import template_root
 from vitsense.report.svg import small_svg
 
@@ -35,8 +35,7 @@ def render_pdf(document: Document, pictures: dict[str, Picture]) -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        source = (template_root() / "report.typ").read_text(encoding="utf-8")
-        (root / "report.typ").write_text(source, encoding="utf-8")
+        _copy_sources(root)
         (root / "data.json").write_text(
             json.dumps(_page_data(document, pictures), ensure_ascii=False), encoding="utf-8"
         )
@@ -69,3 +68,12 @@ def _page_data(document: Document, pictures: dict[str, Picture]) -> dict[str, ob
         name: {"title": p.title, "alt": p.alt, "reading": p.reading} for name, p in pictures.items()
     }
     return {"d": asdict(document), "pictures": words, "heat": cividis(LEVELS)}
+
+
+def _copy_sources(root: Path) -> None:
+    """The typst files, where the compiler may read: it sees nothing outside its root."""
+    source = template_root()
+    for path in (source / "report.typ", *sorted((source / "sections").glob("*.typ"))):
+        target = root / path.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")

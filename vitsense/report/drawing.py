@@ -1,0 +1,154 @@
+"""The one door to matplotlib and seaborn: style, colours, and figures as small SVG text."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#8F5BD6", "#2E8B57")
+"""One hue per model, in order; the first two keep 3:1 contrast on white and on dark."""
+
+MARKERS = ("o", "s", "^", "D")
+"""A second cue beside the hue."""
+
+_LONGEST = 48  # characters of a name in a legend
+
+INK = "#1b1f24"
+"""Text and axes; becomes ``currentColor`` in HTML."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An SVG with its words."""
+
+    name: str
+    svg: str
+    title: str
+    """States the finding."""
+    alt: str
+    """The picture in words."""
+    reading: str
+    """How to read it."""
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Our style for the length of a figure; matplotlib's settings are given back."""
+    import matplotlib as mpl
+    import seaborn as sns
+
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "vitsense",
+        "text.parse_math": False,  # a name with dollar signs is a name
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "axes.edgecolor": INK,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.18,
+        "grid.color": INK,
+        "grid.linewidth": 0.6,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+    }
+    with mpl.rc_context(), sns.axes_style("ticks"), mpl.rc_context(settings):
+        yield
+
+
+def drawn(width: float, height: float, panels: int, draw: Callable[[Sequence[Axes]], None]) -> str:
+    """SVG of a figure of ``panels`` axes side by side (inches)."""
+    from matplotlib.figure import Figure as NewFigure
+
+    with _style(), warnings.catch_warnings():
+        # a reader's fonts may have what ours lacks: the text stays text
+        warnings.filterwarnings("ignore", r"Glyph \d+|Matplotlib currently does not support")
+        figure: Figure = NewFigure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        draw(list(axes))
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # tenths of a point are enough for coordinates; text between tags is left alone
+    return re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d)\d+", r"\1", tag[0]), text)
+
+
+def plain_ticks(axis: Any, *, log: bool) -> None:
+    """Readable numbers, and no crowd of minor labels on short log axes."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    if not log:
+        return
+    low, high = axis.get_view_interval()
+    axis.set_minor_locator(NullLocator())
+    short_axis = high / max(low, 1e-30) < 50
+    axis.set_major_locator(
+        LogLocator(subs=(1.0, 2.0, 5.0)) if short_axis else LogLocator(numticks=6)
+    )
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if short_axis else _power(v)))
+
+
+def _power(value: float) -> str:
+    """``10⁻²``; written out because mathematics in names, and so in all text, is off."""
+    exponent = str(round(math.log10(value))) if value > 0 else "0"
+    return "10" + exponent.translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def no_ticks() -> Any:
+    """For minor ticks, whose labels would crowd."""
+    from matplotlib.ticker import NullLocator
+
+    return NullLocator()
+
+
+def legend(axes: Axes, names: Sequence[str]) -> None:
+    """One entry per model, in its colour and marker, above the axes."""
+    from matplotlib.lines import Line2D
+
+    names = [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…" for name in names]
+    handles = [
+        Line2D([], [], color=COLOURS[i % 4], marker=MARKERS[i % 4], markersize=4, label=name)
+        for i, name in enumerate(names)
+    ]
+    axes.figure.legend(  # above the axes, where it covers no point
+        handles=handles,
+        frameon=False,
+        fontsize=8.5,
+        loc="outside upper left",
+        ncols=2 if max(map(len, names)) <= _LONGEST // 2 else 1,
+    )
+
+
+def cividis(levels: int) -> list[tuple[str, str]]:
+    """Background and readable text colour of each level, light end first."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    shades = []
+    for level in range(levels + 1):
+        red, green, blue, _ = colormaps["cividis"](1 - level / levels)
+        luminance = sum(
+            w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
+            for w, c in zip((0.2126, 0.7152, 0.0722), (red, green, blue), strict=True)
+        )
+        dark_text = (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05)
+        shades.append((to_hex((red, green, blue)), "#000000" if dark_text else "#ffffff"))
+    return shades

@@ -1,0 +1,122 @@
+"""What a chapter of the report is made of: a few kinds of blocks, shown alike in HTML and PDF."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+BLOCKS = "blocks"
+"""The template that shows a section's blocks in order and needs nothing else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """A paragraph."""
+
+    text: str
+    kind: str = "words"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A sentence that was computed, and the numbers behind it."""
+
+    headline: str
+    numbers: str
+    kind: str = "finding"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Names and values."""
+
+    rows: tuple[tuple[str, str], ...]
+    kind: str = "facts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows of text below a head; the first column names the row."""
+
+    title: str
+    """States what is found; also the name for screen readers."""
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    reading: str = ""
+    """How to read it."""
+    marked: tuple[int, ...] = ()
+    """Rows that stand out, such as the recommended plan."""
+    kind: str = "table"
+
+    def __post_init__(self) -> None:
+        """Every row has a cell for every column."""
+        assert all(len(row) == len(self.head) for row in self.rows), self.title
+
+
+class Shape(str, Enum):
+    """How the points of a chart are drawn."""
+
+    POINTS = "points"
+    LINE = "line"
+    BARS = "bars"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """Values with one colour and marker, and a label where they end."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    """Ends of the intervals of ``y``; empty if there are none."""
+    colour: int = 0
+    """Number of the model whose colour it has; -1 is ink."""
+    labels: tuple[str, ...] = ()
+    """A word beside each point; for bars, what each bar is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """A picture as data. Its title states the finding."""
+
+    name: str
+    """Unique in the report; letters, digits and hyphens."""
+    title: str
+    alt: str
+    """The picture in words, with its numbers."""
+    reading: str
+    shape: Shape
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    log_x: bool = False
+    log_y: bool = False
+    diagonal: bool = False
+    """Draw the line on which both axes are equal."""
+    kind: str = "chart"
+
+
+Block = Words | Finding | Facts | Table | Chart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A chapter of the report, or of one model's part of it."""
+
+    key: str
+    """Its anchor; letters, digits and hyphens."""
+    title: str
+    blocks: tuple[Block, ...] = ()
+    template: str = BLOCKS
+    """``sections/<template>.html.jinja`` and ``sections/<template>.typ`` show it."""
+    data: Any = None
+    """A frozen dataclass for a template of its own."""
+
+    @property
+    def charts(self) -> Sequence[Chart]:
+        """The pictures among the blocks."""
+        return [block for block in self.blocks if isinstance(block, Chart)]

@@ -1,0 +1,77 @@
+"""What chapters are composed from: the run's record and its tables, read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from vitsense.errors import InputMissingError
+from vitsense.runfolder import RunFolder
+from vitsense.schemas import SCHEMAS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+
+class Source:
+    """A run as chapters see it. A table that was not written is empty, never an error."""
+
+    def __init__(self, run: RunFolder) -> None:
+        """Open the run.
+
+        Raises:
+            UserInputError: a file of the run is damaged.
+            InputMissingError: the run holds no measurement yet.
+        """
+        self.run = run
+        self.record: Mapping[str, Any] = run.read_run()
+        self._tables: dict[str, pd.DataFrame] = {}
+        measured = set(self.table("sensitivity")["model"])
+        self.entries: tuple[Mapping[str, Any], ...] = tuple(
+            entry for entry in self.record["models"] if entry["key"] in measured
+        )
+        if not self.entries:
+            raise InputMissingError(
+                f"{run.path} holds no finished measurement yet; continue it with vitsense analyze "
+                f"--out {run.path}."
+            )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The models, in the order of the run; a model's place is its colour."""
+        return tuple(entry["key"] for entry in self.entries)
+
+    def table(self, name: str, model: str | None = None) -> pd.DataFrame:
+        """A table of the run, or one model's rows of it.
+
+        Raises:
+            UserInputError: the file is damaged.
+        """
+        if name not in self._tables:
+            self._tables[name] = self.run.table(name)
+        frame = self._tables[name]
+        return frame if model is None else frame[frame["model"] == model]
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table there is a schema for."""
+        return {name: self.table(name) for name in SCHEMAS}
+
+    @cached_property
+    def histograms(self) -> Mapping[str, NDArray[Any]]:
+        """``histograms.npz``."""
+        return self.run.arrays("histograms")
+
+    @cached_property
+    def channels(self) -> Mapping[str, NDArray[Any]]:
+        """``channels.npz``."""
+        return self.run.arrays("channels")
+
+    def labelled(self, model: str) -> bool:
+        """Whether a drop of accuracy was measured; else agreement takes its place."""
+        return bool(self.table("sensitivity", model)["drop"].notna().any())
+
+    def is_first(self, entry: Mapping[str, Any]) -> bool:
+        """Whether the plan of this model is ``plan.json``."""
+        return entry is self.record["models"][0]
