@@ -15,6 +15,7 @@ import click
 
 import vitsense
 from vitsense.cli_analyze import analyze, demo
+from vitsense.cli_distill import distill
 from vitsense.cli_info import completion, env, models
 from vitsense.cli_output import Session, debug_option, say
 from vitsense.cli_plan import plan
@@ -59,7 +60,7 @@ def cli() -> None:
     """
 
 
-for _command in (analyze, report, plan, demo, models, env, completion):
+for _command in (analyze, report, plan, distill, demo, models, env, completion):
     cli.add_command(_command)
 
 
