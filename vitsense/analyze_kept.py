@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitsense.runfolder import RunFolder
+from vitsense.sensitivity.ledger import Entry, Span
 from vitsense.sensitivity.result import Cell, Outcome
-from vitsense.sensitivity.sweep import Results
 from vitsense.settings import Part
 
 
@@ -21,22 +21,32 @@ class KeptResults:
         self._key = key
         self._state = [record for record in state if record.get("model") == key]
 
-    def cells(self) -> dict[tuple[int, str], Results]:
-        """Outcomes by batch and module."""
-        return {
-            (record["batch"], record["module"]): {
-                Cell(record["module"], bits, Part(part)): Outcome.from_list(values)
-                for part, bits, values in record["cells"]
-            }
+    def entries(self) -> list[Entry]:
+        """Outcomes of cells, by module and span of images."""
+        return [
+            Entry(
+                Span(*record["images"]),
+                record["module"],
+                {
+                    Cell(record["module"], bits, Part(part)): Outcome.from_list(values)
+                    for part, bits, values in record["cells"]
+                },
+            )
             for record in self._state
-            if "batch" in record
-        }
+            if "images" in record
+        ]
 
-    def keep(self, batch: int, module: str, found: Results) -> None:
-        """Append the outcomes of one module on one batch."""
-        cells = [[c.part.value, c.bits, o.to_list()] for c, o in found.items()]
-        record = {"model": self._key, "batch": batch, "module": module, "cells": cells}
-        self._run.append_state(record)
+    def keep(self, entry: Entry) -> None:
+        """Append the outcomes of one module on one span."""
+        span, cells = entry.span, entry.results.items()
+        self._run.append_state(
+            {
+                "model": self._key,
+                "images": [span.start, span.stop],
+                "module": entry.module,
+                "cells": [[c.part.value, c.bits, o.to_list()] for c, o in cells],
+            }
+        )
 
     def plan(self, bits: Mapping[str, int]) -> Outcome | None:
         """The outcome of a whole plan, if it was measured before."""

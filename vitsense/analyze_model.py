@@ -10,6 +10,7 @@ import torch
 
 from vitsense.analyze_kept import KeptResults
 from vitsense.analyze_plans import finished_plan, full_precision, plan_and_measure
+from vitsense.analyze_sweep import Sweep, measure_cells
 from vitsense.analyze_tables import ModelTables, framed, modules_frame, site_arrays
 from vitsense.data import ImageSet
 from vitsense.discover import find_sites
@@ -19,7 +20,7 @@ from vitsense.progress import Progress
 from vitsense.runfolder import RunFolder
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.result import Outcome
-from vitsense.sensitivity.sweep import Memory, measure_exact, measure_joint
+from vitsense.sensitivity.sweep import measure_joint
 from vitsense.settings import AnalyzeSettings
 from vitsense.sites import SiteCatalog
 from vitsense.statistics.collect import collect_statistics
@@ -56,19 +57,21 @@ def analyze_model(
     )
     quantizers = Quantizers(catalog, statistics, settings.quant, device)
     store = KeptResults(run, key, state)
-    progress.start(len(evaluation) * len(catalog), f"{key} sensitivity")
-    measured = measure_exact(
-        module,
-        catalog,
-        quantizers,
-        evaluation.batches(model.preprocessing, batch, device),
-        bits=settings.bits,
-        parts=settings.parts,
-        memory=Memory(known=store.cells(), keep=store.keep),
-        progress=progress,
+    measured = measure_cells(
+        Sweep(
+            key=key,
+            model=module,
+            catalog=catalog,
+            quantizers=quantizers,
+            batches=lambda: evaluation.batches(model.preprocessing, batch, device),
+            images=len(evaluation),
+            settings=settings,
+            kept=store,
+            progress=progress,
+        )
     )
     modules = modules_frame(key, catalog)
-    sensitivity = framed("sensitivity", key, [m.row("exact") for m in measured])
+    sensitivity = framed("sensitivity", key, [m.row(settings.mode.value) for m in measured])
 
     def measure(plans: Mapping[str, Mapping[str, int]]) -> dict[str, Outcome]:
         done = {name: store.plan(bits) for name, bits in plans.items()}

@@ -17,6 +17,7 @@ from vitsense.settings import (
     Part,
     QuantSettings,
     RangeChoice,
+    SweepMode,
     WeightSource,
 )
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _WEIGHTS = click.Choice([WeightSource.HUB.value, WeightSource.RANDOM.value])
 _RANGES = click.Choice([choice.value for choice in RangeChoice])
 _GRANULES = click.Choice([granule.value for granule in Granule])
+_MODES = click.Choice([mode.value for mode in SweepMode])
 _DEFAULT = AnalyzeSettings(model=ModelRequest(name=""))
 _OPTIONS = (
     click.option("--model", required=True, metavar="NAME", help="Model: see the names below."),
@@ -55,6 +57,12 @@ _OPTIONS = (
     ),
     click.option("--bits", default="8,6,4,3,2", help="Widths to measure, of 2 to 8 and 16."),
     click.option("--parts", default="both", help="Of both, weights, activations; comma-separated."),
+    click.option(
+        "--mode",
+        type=_MODES,
+        default=_DEFAULT.mode.value,
+        help="exact: every module at every width on every image.",
+    ),
     click.option("--budget", default=_DEFAULT.budget, help="Limit of the plan; see vitsense plan."),
     click.option(
         "--weight-range",
@@ -98,6 +106,7 @@ def settings_from(
     compare_weights: Sequence[str],
     bits: str,
     parts: str,
+    mode: str,
     budget: str,
     weight_range: str,
     activation_range: str,
@@ -127,6 +136,7 @@ def settings_from(
         ),
         bits=_widths(bits),
         parts=_parts(parts),
+        mode=SweepMode(mode),
         budget=Budget.parse(budget).text,  # a wrong one must not be found after measuring
         quant=QuantSettings(
             weight_granularity=Granule(weight_granularity),

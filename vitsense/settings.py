@@ -19,6 +19,13 @@ class Part(Enum):
     ACTIVATIONS = "activations"
 
 
+class SweepMode(Enum):
+    """How the cells of the sensitivity table are filled."""
+
+    EXACT = "exact"
+    """Every module at every width on every image."""
+
+
 class WeightSource(Enum):
     """Where the weights of a model come from."""
 
@@ -87,6 +94,7 @@ class AnalyzeSettings:
     bits: tuple[int, ...] = (8, 6, 4, 3, 2)
     parts: tuple[Part, ...] = (Part.BOTH,)
     quant: QuantSettings = QuantSettings()
+    mode: SweepMode = SweepMode.EXACT
     budget: str = "avg-bits=4"
     batch: int | None = None
     """Images per micro-batch; None: chosen from the memory the model needs."""

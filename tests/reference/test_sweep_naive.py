@@ -11,8 +11,9 @@ from scipy.special import log_softmax
 from small_models import BUILDERS, images
 
 from vitsense.discover import find_sites
+from vitsense.sensitivity.ledger import Ledger
 from vitsense.sensitivity.quantizers import Quantizers
-from vitsense.sensitivity.sweep import Memory, measure_exact, measure_joint
+from vitsense.sensitivity.sweep import measure_exact, measure_joint
 from vitsense.settings import Part, QuantSettings
 from vitsense.sites import Kind
 from vitsense.statistics.collect import collect_statistics
@@ -136,28 +137,28 @@ def test_sixteen_bits_lose_nothing_and_fewer_bits_lose_more() -> None:
 
 def test_known_results_are_not_measured_again_and_give_the_same_table() -> None:
     model, catalog, quantizers, batches = setting("resnet")
-    kept = {}
+    kept = []
     first = measure_exact(
         model,
         catalog,
         quantizers,
         batches,
         bits=BITS,
-        memory=Memory(keep=lambda b, m, r: kept.__setitem__((b, m), r)),
+        ledger=Ledger(keep=kept.append),
     )
     assert len(kept) == 3 * len(catalog)
     again = []
-    half = {key: value for i, (key, value) in enumerate(kept.items()) if i % 2}
+    half = kept[::2]
     second = measure_exact(
         model,
         catalog,
         quantizers,
         batches,
         bits=BITS,
-        memory=Memory(known=half, keep=lambda b, m, _r: again.append((b, m))),
+        ledger=Ledger(half, keep=again.append),
     )
     assert first == second
-    assert set(again) == set(kept) - set(half)
+    assert again == kept[1::2]
 
 
 def test_unlabelled_images_give_agreement_and_no_drop() -> None:

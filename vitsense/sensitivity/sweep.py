@@ -2,64 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vitsense.errors import MeasurementError
-from vitsense.numerics.distance import kl_nats, signal_noise, top1_agree
-from vitsense.observe import ReplaySession, Visit, preserved
+from vitsense.observe import ReplaySession, preserved
 from vitsense.progress import NO_PROGRESS, Progress
+from vitsense.sensitivity.ledger import Ledger, Span
+from vitsense.sensitivity.meter import Batch, Meter, outcome_of, recorded
 from vitsense.sensitivity.quantizers import Quantizers, supports
 from vitsense.sensitivity.result import Cell, Measured, Outcome
 from vitsense.settings import Part
-from vitsense.sites import SiteCatalog, SiteModule
-
-Batch = tuple[Tensor, Tensor]
-"""Images `(B, 3, H, W)` and labels `(B,)`; -1 where there is no label."""
-
-Results = Mapping[Cell, Outcome]
-
-
-@dataclass(slots=True)
-class Memory:
-    """What earlier, interrupted work already measured, and where new results are kept.
-
-    Keys are (batch number, module name); the value is the outcome of each cell of that module.
-    """
-
-    known: Mapping[tuple[int, str], Results] = field(default_factory=dict)
-    keep: Callable[[int, str, Results], None] = lambda *_: None
-
-
-def outcome_of(reference: Tensor, logits: Tensor, labels: Tensor) -> Outcome:
-    """The outcome of one batch.
-
-    Args:
-        reference: Full-precision logits, `(B, classes)`.
-        logits: Quantized logits, `(B, classes)`.
-        labels: `(B,)`; -1 without label.
-    """
-    known = labels >= 0
-    right = (reference.argmax(1) == labels) & known
-    still = (logits.argmax(1) == labels) & known
-    kl = kl_nats(reference, logits)
-    signal, noise = signal_noise(reference, logits)
-    counts = torch.stack(
-        [
-            known.sum(),
-            right.sum(),
-            (right & ~still).sum(),
-            (still & ~right).sum(),
-            top1_agree(reference, logits).sum(),
-        ]
-    ).tolist()
-    sums = torch.stack(
-        [kl, kl * kl, signal, noise, signal * signal, noise * noise, signal * noise]
-    ).sum(dim=1)
-    return Outcome.from_list([len(labels), *map(int, counts), *sums.tolist()])
+from vitsense.sites import SiteCatalog
 
 
 def measure_exact(
@@ -70,51 +24,38 @@ def measure_exact(
     *,
     bits: Sequence[int],
     parts: Sequence[Part] = (Part.BOTH,),
-    memory: Memory | None = None,
+    ledger: Ledger | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> list[Measured]:
     """Measure every module x width x part on all images of ``batches``.
 
     The model is left exactly as it was, also when interrupted.
 
+    Args:
+        model: Any image classifier.
+        catalog: Its sites.
+        quantizers: Its grids.
+        batches: Images and labels, always in the same order.
+        bits: Widths.
+        parts: What is quantized.
+        ledger: What earlier, interrupted work already measured, and where new results are kept.
+        progress: Told of every module.
+
     Raises:
         MeasurementError: the full-precision model gives logits that are not finite.
     """
-    memory = memory or Memory()
-    totals: dict[Cell, Outcome] = {}
-    with preserved(model), ReplaySession.open(model, catalog) as session:
-        exact = True
-        for number, (images, labels) in enumerate(batches):
-            todo = [m for m in catalog if (number, m.name) not in memory.known]
-            reference = None
-            if todo:
-                reference = _recorded(session, images)
-                exact = (
-                    exact if number else _replay_is_exact(session, catalog, quantizers, bits[-1])
-                )
-                if not exact and number == 0:
-                    progress.note(
-                        "This model does not allow replay (its passes differ); every measurement "
-                        "takes a full pass."
-                    )
-            for module in catalog:
-                found = memory.known.get((number, module.name))
-                if found is None:
-                    assert reference is not None
-                    run = session.replay if exact else _full(session)
-                    found = _module_cells(
-                        module, quantizers, run, reference, labels, bits=bits, parts=parts
-                    )
-                    memory.keep(number, module.name, found)
-                for cell, outcome in found.items():
-                    totals[cell] = totals[cell] + outcome if cell in totals else outcome
-                progress.advance(len(labels), module.name)
-            if todo and not session.unharmed():
-                raise MeasurementError(
-                    "The model changed a remembered activation in place; measure it again with "
-                    "--batch-size 1 and report the model's name."
-                )
-    return [_measured(cell, totals) for cell in cells(catalog, bits, parts)]
+    ledger = Ledger() if ledger is None else ledger
+    wanted = measurable(catalog, bits, parts)
+    done = 0
+    with Meter.open(model, catalog, quantizers, ledger, progress=progress) as meter:
+        for images, labels in batches:
+            span = Span(done, done + len(labels))
+            meter.measure(span, (images, labels), wanted)
+            done = span.stop
+    return [
+        measured(cell, ledger, done, wanted.get(cell.module, ()))
+        for cell in cells(catalog, bits, parts)
+    ]
 
 
 def cells(catalog: SiteCatalog, bits: Sequence[int], parts: Sequence[Part]) -> list[Cell]:
@@ -122,60 +63,27 @@ def cells(catalog: SiteCatalog, bits: Sequence[int], parts: Sequence[Part]) -> l
     return [Cell(m.name, width, part) for m in catalog for part in parts for width in bits]
 
 
-def _measured(cell: Cell, totals: Results) -> Measured:
-    outcome = totals.get(cell)
-    return Measured(cell=cell, outcome=outcome, reason="" if outcome else "it has no weight")
+def measurable(
+    catalog: SiteCatalog, bits: Sequence[int], parts: Sequence[Part]
+) -> dict[str, list[Cell]]:
+    """The cells that have something to quantize, by module."""
+    found = {
+        module.name: [
+            Cell(module.name, width, part)
+            for part in parts
+            if not supports(module, part)
+            for width in bits
+        ]
+        for module in catalog
+    }
+    return {name: wanted for name, wanted in found.items() if wanted}
 
 
-def _recorded(session: ReplaySession, images: Tensor) -> Tensor:
-    reference = session.record(images)
-    if not bool(torch.isfinite(reference).all()):
-        raise MeasurementError(
-            "The full-precision model gives logits that are not finite: check its weights and the "
-            "preprocessing."
-        )
-    return reference
-
-
-def _module_cells(
-    module: SiteModule,
-    quantizers: Quantizers,
-    run: Callable[[Mapping[str, Visit], SiteModule], Tensor],
-    reference: Tensor,
-    labels: Tensor,
-    *,
-    bits: Sequence[int],
-    parts: Sequence[Part],
-) -> dict[Cell, Outcome]:
-    found = {}
-    for part in parts:
-        if supports(module, part):
-            continue
-        for width in bits:
-            logits = run(quantizers.visits(module, width, part), module)
-            found[Cell(module.name, width, part)] = outcome_of(reference, logits, labels)
-    return found
-
-
-def _full(session: ReplaySession) -> Callable[[Mapping[str, Visit], SiteModule], Tensor]:
-    return lambda visits, _module: session.full(visits)
-
-
-_CHECKED = 4
-"""Modules on which replay is compared with the full pass before a sweep."""
-
-
-def _replay_is_exact(
-    session: ReplaySession, catalog: SiteCatalog, quantizers: Quantizers, bits: int
-) -> bool:
-    """Whether replay gives the full pass's logits bit for bit, on modules spread over the model."""
-    modules = catalog.modules
-    step = max(1, len(modules) // _CHECKED)
-    for module in modules[step // 2 :: step][:_CHECKED]:
-        visits = quantizers.visits(module, bits, Part.BOTH)
-        if not torch.equal(session.replay(visits, module), session.full(visits)):
-            return False
-    return True
+def measured(cell: Cell, ledger: Ledger, images: int, wanted: Sequence[Cell]) -> Measured:
+    """A cell with its outcome on the first ``images`` images."""
+    if cell not in wanted:
+        return Measured(cell=cell, outcome=None, reason="it has no weight")
+    return Measured(cell=cell, outcome=ledger.outcome(cell, Span(0, images)))
 
 
 def measure_joint(
@@ -196,7 +104,7 @@ def measure_joint(
     visits = {name: quantizers.joint(bits) for name, bits in plans.items()}
     with preserved(model), ReplaySession.open(model, catalog) as session:
         for images, labels in batches:
-            reference = _recorded(session, images)
+            reference = recorded(session, images)
             for name in plans:
                 logits = session.full(visits[name])
                 totals[name] = totals[name] + outcome_of(reference, logits, labels)

@@ -1,0 +1,104 @@
+"""What is measured of each cell so far, by the range of images it was measured on.
+
+Results are kept by image range and not by batch number, so that another batch size (another
+machine, less memory) can continue where an interrupted run stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from vitsense.sensitivity.result import Cell, Outcome
+
+Results = Mapping[Cell, Outcome]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """Images ``start`` up to, not including, ``stop``, in the order of the evaluation set."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def contains(self, other: Span) -> bool:
+        """Whether every image of ``other`` is in this span."""
+        return self.start <= other.start and other.stop <= self.stop
+
+    def split_at(self, places: Iterable[int]) -> list[Span]:
+        """The span cut at every one of ``places`` that lies inside it."""
+        inside = {place for place in places if self.start < place < self.stop}
+        edges = [self.start, *sorted(inside), self.stop]
+        return [Span(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+    def steps(self, size: int) -> list[Span]:
+        """The span in steps of at most ``size`` images."""
+        return self.split_at(range(self.start + size, self.stop, size))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Outcomes of cells of one module on one span."""
+
+    span: Span
+    module: str
+    results: Results
+
+
+class Ledger:
+    """Outcomes by cell and span, and where new ones are kept.
+
+    The spans of one cell never overlap. Sums are taken in the order of the images, so that they
+    are the same bit for bit whatever was measured first.
+    """
+
+    def __init__(
+        self, known: Iterable[Entry] = (), keep: Callable[[Entry], None] = lambda _entry: None
+    ) -> None:
+        self._keep = keep
+        self._outcomes: dict[Cell, dict[Span, Outcome]] = {}
+        for entry in known:
+            self.add(entry)
+
+    def record(self, entry: Entry) -> None:
+        """Keep new outcomes, durably first."""
+        self._keep(entry)
+        self.add(entry)
+
+    def add(self, entry: Entry) -> None:
+        """Know outcomes that are kept already; of two overlapping ones, the earlier stays."""
+        for cell, outcome in entry.results.items():
+            mine = self._outcomes.setdefault(cell, {})
+            overlaps = any(s.start < entry.span.stop and entry.span.start < s.stop for s in mine)
+            if not overlaps:
+                mine[entry.span] = outcome
+
+    def breaks(self, cell: Cell) -> set[int]:
+        """Where the known spans of a cell begin and end."""
+        return {place for s in self._outcomes.get(cell, {}) for place in (s.start, s.stop)}
+
+    def knows(self, cell: Cell, span: Span) -> bool:
+        """Whether the cell was measured on every image of ``span``."""
+        mine = self._outcomes.get(cell, {})
+        if span in mine:
+            return True
+        inside = [s for s in mine if s.start < span.stop and span.start < s.stop]
+        covered = sum(min(s.stop, span.stop) - max(s.start, span.start) for s in inside)
+        return covered == len(span)
+
+    def outcome(self, cell: Cell, span: Span) -> Outcome | None:
+        """The sum over ``span``; None if some of its images are missing.
+
+        A known span that reaches out of ``span`` cannot be taken apart and counts as missing.
+        """
+        mine = self._outcomes.get(cell, {})
+        parts = sorted(s for s in mine if span.contains(s))
+        if sum(map(len, parts)) != len(span):
+            return None
+        total = mine[parts[0]]
+        for part in parts[1:]:
+            total = total + mine[part]
+        return total
