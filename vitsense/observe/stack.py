@@ -53,12 +53,13 @@ class ModuleStack:
             self.paths.pop()
 
 
-class _FunctionMode(TorchFunctionMode):
+class FunctionMode(TorchFunctionMode):
     """Hands the calls made by running modules to a handler."""
 
-    def __init__(self, stack: ModuleStack, handler: Handler) -> None:
+    def __init__(self, paths: list[str], handler: Handler) -> None:
+        """``paths``: the running modules, innermost last, kept by hooks."""
         super().__init__()
-        self._stack = stack
+        self._paths = paths
         self._handler = handler
 
     def __torch_function__(
@@ -69,7 +70,7 @@ class _FunctionMode(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        paths = self._stack.paths
+        paths = self._paths
         op = OPS.get(func) if paths else None
         if not paths or (op is None and not self._handler.every_function):
             return func(*args, **kwargs)
@@ -82,7 +83,7 @@ def intercepting(model: nn.Module, handler: Handler) -> Iterator[TorchFunctionMo
     stack = ModuleStack()
     handles = stack.install(model, handler.begin)
     try:
-        yield _FunctionMode(stack, handler)
+        yield FunctionMode(stack.paths, handler)
     finally:
         for handle in handles:
             handle.remove()

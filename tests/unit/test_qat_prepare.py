@@ -1,0 +1,193 @@
+"""A prepared model: every site rounded, the given model untouched, one grid before and after."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from small_models import BUILDERS, images
+from torch import nn
+
+from vitsense.discover import find_sites
+from vitsense.errors import MeasurementError, SiteMismatchError, UserInputError
+from vitsense.numerics import Grid, fake_quantize
+from vitsense.plan.plan import ModulePlan, Plan
+from vitsense.qat.prepare import QuantizedModel, convert, prepare_qat, restore_qat
+from vitsense.qat.settings import Offsets, QatSettings, StepGradient, WeightMethod
+from vitsense.settings import Granule
+
+
+def plan_for(model: nn.Module, bits: int = 4) -> Plan:
+    catalog = find_sites(model, images(1))
+    last = len(catalog) - 1
+    return Plan(
+        modules=tuple(
+            ModulePlan(name=m.name, bits=8 if i in (0, last) else bits)
+            for i, m in enumerate(catalog)
+        )
+    )
+
+
+def prepared(
+    model: nn.Module, settings: QatSettings | None = None, bits: int = 4
+) -> QuantizedModel:
+    return prepare_qat(model, plan_for(model, bits), settings=settings, calibration=[images(4)])
+
+
+SETTINGS = {
+    "default": QatSettings(),
+    "per head": QatSettings(per_head=True, weight_granularity=Granule.TENSOR),
+    "statsq": QatSettings(weights=WeightMethod.STATISTIC, step_gradient=StepGradient.LSQ),
+    "lsq+": QatSettings(offsets=Offsets.ALWAYS, step_gradient=StepGradient.LSQ),
+}
+every_family = pytest.mark.parametrize("family", BUILDERS)
+every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+
+
+@every_family
+def test_every_site_has_a_quantizer_of_the_planned_width(family: str) -> None:
+    model = BUILDERS[family]()
+    quantized = prepared(model, bits=3)
+    catalog = find_sites(model, images(1))
+    assert list(quantized.quantizers) == [site.id for site in catalog.sites]
+    middle = catalog.modules[1].sites[0].id
+    assert quantized.quantizers[middle].bits == 3
+    assert quantized.quantizers[catalog.sites[-1].id].bits == 8
+
+
+@every_setting
+@every_family
+def test_convert_agrees_in_every_bit(family: str, settings: QatSettings) -> None:
+    quantized = prepared(BUILDERS[family](), settings).eval()
+    fixed = convert(quantized)
+    with torch.no_grad():
+        assert torch.equal(fixed(images(3)), quantized(images(3)))
+
+
+@every_setting
+@every_family
+def test_gradients_reach_every_parameter(family: str, settings: QatSettings) -> None:
+    quantized = prepared(BUILDERS[family](), settings).train()
+    quantized(images(4)).square().sum().backward()
+    missing = [
+        name
+        for name, p in quantized.named_parameters()
+        if p.grad is None or not bool(p.grad.isfinite().all())
+    ]
+    assert missing == []
+
+
+@every_family
+def test_a_copy_and_a_restored_state_compute_the_same(family: str) -> None:
+    model = BUILDERS[family]()
+    settings = SETTINGS["per head"]
+    quantized = prepared(model, settings).eval()
+    with torch.no_grad():
+        for parameter in quantized.parameters():
+            parameter.mul_(1.01)
+    restored = restore_qat(
+        model, plan_for(model), quantized.state_dict(), settings=settings, image=images(1)
+    ).eval()
+    twin = copy.deepcopy(quantized)
+    with torch.no_grad():
+        expected = quantized(images(2))
+        assert torch.equal(restored(images(2)), expected)
+        assert torch.equal(twin(images(2)), expected)
+        for parameter in twin.parameters():
+            parameter.zero_()  # the copy has parameters of its own
+        assert torch.equal(quantized(images(2)), expected)
+
+
+@every_family
+def test_the_float_model_is_the_given_one(family: str) -> None:
+    model = BUILDERS[family]()
+    plain = prepared(model).float_model()
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in plain.modules())
+    with torch.no_grad():
+        assert torch.equal(plain(images(2)), model(images(2)))
+
+
+def test_weights_stand_on_the_grid_that_numerics_computes() -> None:
+    quantized = prepared(BUILDERS["vit"]())
+    for _, quantizer, weight in quantized.quantized_weights():
+        step, _ = quantizer.fixed_grid(weight)
+        grid = Grid(quantizer.format, step, torch.zeros_like(step))
+        assert torch.equal(quantizer(weight), fake_quantize(weight.detach(), grid))
+
+
+def test_probabilities_are_unsigned_and_gelu_gets_an_offset() -> None:
+    model = BUILDERS["vit"]()
+    with torch.no_grad():  # random weights stay in the part of GELU that is nearly straight
+        model.blocks[0].mlp.fc1.weight.mul_(30)
+    quantizers = prepared(model).quantizers
+    probs = quantizers["blocks.0.attn.pv_product:attention_probs"]
+    after_gelu = quantizers["blocks.0.mlp.fc2:input"]
+    after_norm = quantizers["blocks.0.mlp.fc1:input"]
+    assert (probs.format.name, probs.offset) == ("uint4", None)
+    assert after_gelu.format.name == "uint4"
+    assert after_gelu.offset is not None
+    assert (after_norm.format.name, after_norm.offset) == ("int4", None)
+
+
+def test_q_k_and_v_of_a_fused_projection_have_steps_of_their_own() -> None:
+    quantizers = prepared(BUILDERS["vit"]()).quantizers
+    names = [f"blocks.0.attn.qkv.{part}:{role}" for part in "qkv" for role in ("weight", "input")]
+    assert len({id(quantizers[name].scale) for name in names}) == 6
+
+
+def test_a_head_of_its_own_has_a_step_of_its_own() -> None:
+    quantizers = prepared(BUILDERS["vit"](), SETTINGS["per head"]).quantizers
+    assert quantizers["blocks.0.attn.qk_product:query"].scale.shape == (3, 1, 1)
+    assert quantizers["blocks.0.attn.qkv.q:weight"].scale.shape == (3, 1)
+
+
+def test_modules_outside_the_plan_and_float_formats_stay_as_they_are() -> None:
+    model = BUILDERS["vit"]()
+    plan = Plan(modules=(ModulePlan(name="blocks.0.attn.qkv.k", bits=4, activation="float"),))
+    quantized = prepare_qat(model, plan, calibration=[images(4)])
+    assert list(quantized.quantizers) == ["blocks.0.attn.qkv.k:weight"]
+    with torch.no_grad():
+        quantized.quantizers["blocks.0.attn.qkv.k:weight"].scale.fill_(1e-7)
+        quantized.model.blocks[0].attn.qkv.weight[24:48] = 0  # what is left of it
+        model.blocks[0].attn.qkv.weight[24:48] = 0
+        assert torch.allclose(quantized.eval()(images(2)), model(images(2)), atol=1e-5)
+
+
+def test_the_wrong_plan_is_refused() -> None:
+    vit, resnet = BUILDERS["vit"](), BUILDERS["resnet"]()
+    with pytest.raises(SiteMismatchError, match="belongs to another model"):
+        prepare_qat(resnet, plan_for(vit), calibration=[images(2)])
+    other = Plan(modules=plan_for(vit).modules, model={"weights_digest": "0" * 16})
+    with pytest.raises(SiteMismatchError, match="0000000000000000"):
+        prepare_qat(vit, other, calibration=[images(2)])
+    other = Plan(modules=plan_for(vit).modules, model={"sites_digest": "f" * 16})
+    with pytest.raises(SiteMismatchError, match="ffffffffffffffff"):
+        prepare_qat(vit, other, calibration=[images(2)])
+    strange = Plan(modules=(ModulePlan(name="head", bits=4, weight="int33"),))
+    with pytest.raises(UserInputError, match="33"):
+        prepare_qat(vit, strange, calibration=[images(2)])
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(MeasurementError, match="calibrate"):
+        prepare_qat(BUILDERS["vit"](), plan_for(BUILDERS["vit"]()), calibration=[])
+
+
+def test_a_state_of_another_format_is_refused() -> None:
+    four, three = (prepared(BUILDERS["vit"](), bits=bits) for bits in (4, 3))
+    with pytest.raises(RuntimeError, match="codes from"):
+        three.load_state_dict(four.state_dict())
+    with pytest.raises(SiteMismatchError, match="another prepared model"):
+        restore_qat(
+            BUILDERS["vit"](), plan_for(BUILDERS["vit"](), 3), four.state_dict(), image=images(1)
+        )
+
+
+def test_a_forward_that_raises_leaves_the_next_one_right() -> None:
+    quantized = prepared(BUILDERS["vit"]()).eval()
+    with torch.no_grad():
+        expected = quantized(images(2))
+        with pytest.raises(Exception, match="size|height|shape"):
+            quantized(torch.zeros(1, 3, 7, 9))
+        assert torch.equal(quantized(images(2)), expected)

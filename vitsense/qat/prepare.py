@@ -1,0 +1,253 @@
+"""Make a model that trains under quantization, and fix its grid afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from vitsense.checkpoints import weights_digest
+from vitsense.discover import find_sites
+from vitsense.errors import MeasurementError, SiteMismatchError
+from vitsense.numerics.grid import Format
+from vitsense.observe.lasting import Intercepted
+from vitsense.plan.plan import ModulePlan, Plan
+from vitsense.qat.calibrate import activation_quantizer, calibrate, weight_quantizer
+from vitsense.qat.operations import QuantizedOperations, rows_of
+from vitsense.qat.quantizers import FixedQuantizer, LearnedQuantizer, Quantizer
+from vitsense.qat.settings import QatSettings
+from vitsense.settings import Granule
+from vitsense.sites import Site, SiteCatalog, SiteModule
+
+FLOAT = "float"
+"""Format of a plan's weight or activation that stays in full precision."""
+
+
+def state_name(site: str) -> str:
+    """A site id as it stands in a state dict, where dots separate modules."""
+    return site.replace(".", "/")
+
+
+class QuantizerTable(nn.Module, Mapping[str, Quantizer]):
+    """The quantizers by site id, as a module (dots in ids become slashes in the state dict)."""
+
+    def __init__(self, quantizers: Mapping[str, Quantizer]) -> None:
+        """Register them."""
+        super().__init__()
+        for site, quantizer in quantizers.items():
+            self.add_module(state_name(site), quantizer)
+
+    def __getitem__(self, site: str) -> Quantizer:
+        """The quantizer of a site."""
+        found = self._modules[state_name(site)]
+        assert isinstance(found, Quantizer)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        """Site ids in execution order."""
+        return (name.replace("/", ".") for name in self._modules)
+
+    def __len__(self) -> int:
+        """Number of quantizers."""
+        return len(self._modules)
+
+    __hash__ = nn.Module.__hash__
+    __eq__ = object.__eq__
+
+
+class QuantizedModel(Intercepted):
+    """A model in which every planned site is rounded by a quantizer.
+
+    Called with images it gives logits; gradients reach the full-precision (latent) weights, steps
+    and offsets. ``quantizers`` is the mapping from site id to quantizer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: tuple[SiteModule, ...],
+        quantizers: Mapping[str, Quantizer],
+    ) -> None:
+        """Copy ``model``; ``modules`` are the planned ones."""
+        super().__init__(model, modules)
+        self.planned = modules
+        self.quantizers = QuantizerTable(quantizers)
+
+    def operations(self) -> QuantizedOperations:
+        """The operations, on rounded tensors."""
+        return QuantizedOperations(self.quantizers)
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Steps and offsets."""
+        return list(self.quantizers.parameters())
+
+    def weight_parameters(self) -> list[nn.Parameter]:
+        """Everything else that is trained: the parameters of the model itself."""
+        return list(self.model.parameters())
+
+    def quantized_weights(self) -> Iterator[tuple[SiteModule, Quantizer, Tensor]]:
+        """Planned modules whose weight is rounded, with their (slice of the) latent weight.
+
+        The slice is differentiable. Weights that the model computes before use (weight
+        standardization) are left out: their parameter is not what is rounded.
+        """
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        for module in self.planned:
+            site = module.weight_site
+            if site is None or site.id not in self.quantizers or module.derived_weight:
+                continue
+            assert module.weight is not None
+            weight = parameters[module.weight]
+            whole = module.channels is None
+            yield module, self.quantizers[site.id], weight if whole else weight[rows_of(module)]
+
+
+def prepare_qat(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    settings: QatSettings | None = None,
+    calibration: Iterable[Tensor],
+) -> QuantizedModel:
+    """A copy of ``model`` in which every site of the plan has a quantizer.
+
+    Args:
+        model: Any model that maps images to logits; it is left exactly as it was.
+        plan: Bits per module. Formats ``float`` leave a weight or an activation alone.
+        settings: How sites are quantized.
+        calibration: Preprocessed images `(B, 3, H, W)` on the model's device, shuffled and drawn
+            from training images.
+
+    Raises:
+        SiteMismatchError: the plan names a module that the model lacks, or was made for other
+            weights or another architecture.
+        MeasurementError: there are no calibration images, or the model gives no logits.
+    """
+    batches = [batch for batch in calibration if len(batch)]
+    if not batches:
+        raise MeasurementError("There are no images to calibrate on: pass at least one batch.")
+    return _prepared(model, plan, settings or QatSettings(), batches, None)
+
+
+def restore_qat(
+    model: nn.Module,
+    plan: Plan,
+    state: Mapping[str, Tensor],
+    *,
+    settings: QatSettings | None = None,
+    image: Tensor,
+) -> QuantizedModel:
+    """The prepared model whose ``state_dict()`` is ``state``, without calibrating again.
+
+    Args:
+        model: The model that was prepared, with the weights it had then.
+        plan: As given to `prepare_qat`.
+        state: What to load, strictly.
+        settings: As given to `prepare_qat`.
+        image: One preprocessed image, `(1, 3, H, W)`, to find the sites with; its values do not
+            matter.
+
+    Raises:
+        SiteMismatchError: the plan or the state belongs to another model.
+    """
+    restored = _prepared(model, plan, settings or QatSettings(), [image], state)
+    try:
+        restored.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise SiteMismatchError(
+            f"The state belongs to another prepared model or other settings: {error}"
+        ) from error
+    return restored
+
+
+def convert(model: QuantizedModel) -> QuantizedModel:
+    """A copy on a fixed grid: weights are rounded, steps and offsets are buffers.
+
+    Its logits equal those of ``model.eval()`` in every bit.
+    """
+    fixed: dict[str, Quantizer] = {}
+    plain = model.float_model().eval()
+    device = next(model.parameters()).device
+    weights = dict(plain.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for module, quantizer, weight in model.quantized_weights():
+            site = module.weight_site
+            assert site is not None
+            assert module.weight is not None
+            frozen = FixedQuantizer(quantizer, *quantizer.fixed_grid(weight))
+            weights[module.weight][rows_of(module)] = frozen(weight)
+            fixed[site.id] = frozen
+    for name, quantizer in model.quantizers.items():
+        if name not in fixed:  # an activation's grid does not depend on the tensor
+            grid = quantizer.fixed_grid(torch.empty(0, device=device))
+            fixed[name] = FixedQuantizer(quantizer, *grid)
+    ordered = {name: fixed[name] for name in model.quantizers}
+    converted = QuantizedModel(plain, model.planned, ordered)
+    return converted.requires_grad_(False).eval()
+
+
+def _prepared(
+    model: nn.Module,
+    plan: Plan,
+    settings: QatSettings,
+    batches: list[Tensor],
+    state: Mapping[str, Tensor] | None,
+) -> QuantizedModel:
+    """The prepared model, its activations from the batches or, where given, from a state."""
+    catalog = find_sites(model, batches[0][:1])
+    _check(plan, catalog, model)
+    settings = _settled(settings, plan)
+    planned = {entry.name: entry for entry in plan.modules}
+    modules = tuple(module for module in catalog if module.name in planned)
+    per_head = bool(settings.per_head) and state is None
+    seen = calibrate(model, SiteCatalog(modules=modules), batches, per_head=per_head)
+    quantizers: dict[str, Quantizer] = {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for module in modules:
+            weight = seen.derived.get(module.name)
+            if weight is None and module.weight is not None:
+                weight = parameters[module.weight][rows_of(module)]
+            for site, bits in _rounded_sites(module, planned[module.name]):
+                if site.is_weight:
+                    assert weight is not None
+                    made = weight_quantizer(module, weight, bits, settings)
+                elif state is not None:
+                    prefix = f"quantizers.{state_name(site.id)}."
+                    made = LearnedQuantizer.from_state(state, prefix, settings.step_gradient)
+                else:
+                    made = activation_quantizer(site, bits, settings, seen, batches[0].device)
+                quantizers[site.id] = made
+    return QuantizedModel(model, modules, quantizers)
+
+
+def _check(plan: Plan, catalog: SiteCatalog, model: nn.Module) -> None:
+    names = [module.name for module in catalog]
+    plan.check_against(names, weights_digest=weights_digest(model))
+    theirs = plan.model.get("sites_digest")
+    if theirs and theirs != catalog.digest:
+        raise SiteMismatchError(
+            f"The plan was made for a model whose sites have the digest {theirs}; this model's is "
+            f"{catalog.digest}: make a plan from an analysis of this model."
+        )
+
+
+def _settled(settings: QatSettings, plan: Plan) -> QatSettings:
+    """The settings with what the plan says in place of None."""
+    says = plan.quantization
+    granule, per_head = settings.weight_granularity, settings.per_head
+    if granule is None:
+        granule = Granule(says.get("weight_granularity", Granule.CHANNEL.value))
+    if per_head is None:
+        per_head = bool(says.get("per_head", False))
+    return replace(settings, weight_granularity=granule, per_head=per_head)
+
+
+def _rounded_sites(module: SiteModule, entry: ModulePlan) -> Iterator[tuple[Site, int]]:
+    """The sites of a module that the plan rounds, with their widths."""
+    for site in module.sites:
+        form = entry.weight if site.is_weight else entry.activation
+        if form != FLOAT:
+            yield site, entry.bits if form is None else Format.parse(form).bits
