@@ -27,6 +27,8 @@ _HOMES = {
     "measure_exact": "vitsense.sensitivity.sweep",
     "measure_joint": "vitsense.sensitivity.sweep",
     "observing": "vitsense.observe",
+    "read_packed": "vitsense.export.packed",
+    "restored": "vitsense.export.source",
     "run_analysis": "vitsense.analyze",
     "write_report": "vitsense.report",
 }

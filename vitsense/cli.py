@@ -16,6 +16,7 @@ import click
 import vitsense
 from vitsense.cli_analyze import analyze, demo
 from vitsense.cli_distill import distill
+from vitsense.cli_export import export
 from vitsense.cli_info import completion, env, models
 from vitsense.cli_output import Session, debug_option, say
 from vitsense.cli_plan import plan
@@ -57,10 +58,11 @@ def cli() -> None:
       vitsense analyze --model swin_t --compare resnet50 --data imagenet/val
       vitsense report                                    report.html and report.pdf
       vitsense plan --budget avg-bits=5                  another budget, nothing measured again
+      vitsense export --format onnx                      integers that run elsewhere
     """
 
 
-for _command in (analyze, report, plan, distill, demo, models, env, completion):
+for _command in (analyze, report, plan, distill, export, demo, models, env, completion):
     cli.add_command(_command)
 
 

@@ -63,9 +63,19 @@ class LoadedModel:
 
 
 def load_model(
-    request: ModelRequest, device: torch.device, *, key: str | None = None
+    request: ModelRequest,
+    device: torch.device,
+    *,
+    key: str | None = None,
+    classes: int | None = None,
 ) -> LoadedModel:
     """Build a model, give it its weights, and put it on ``device`` in eval mode.
+
+    Args:
+        request: Which model with which weights.
+        device: Where to put it.
+        key: Its short name; None makes one from the name.
+        classes: Outputs of a timm model with random weights; None is the model's own number.
 
     Raises:
         UserInputError: unknown name, or a checkpoint that does not fit.
@@ -74,7 +84,7 @@ def load_model(
     """
     resolved = resolve_name(request.name)
     notes = [resolved.note] if resolved.note else []
-    module, note = _with_weights(request, resolved)
+    module, note = _with_weights(request, resolved, classes)
     notes += [note] if note else []
     module = module.float().eval().to(device)
     check_finite(module, request.name)
@@ -148,12 +158,16 @@ def family_of(model: nn.Module) -> Family:
     return Family.CONVNET
 
 
-def _with_weights(request: ModelRequest, resolved: ResolvedName) -> tuple[nn.Module, str]:
+def _with_weights(
+    request: ModelRequest, resolved: ResolvedName, wanted: int | None
+) -> tuple[nn.Module, str]:
     """The model, and a note where its number of classes was taken from the file."""
     if request.weights is WeightSource.RANDOM:
+        of_timm = wanted is not None and resolved.source is ModelSource.TIMM
+        extra = {"num_classes": wanted} if of_timm else {}
         with torch.random.fork_rng():
             torch.manual_seed(0)  # the same random model in every run
-            return _build(resolved, pretrained=False), ""
+            return _build(resolved, pretrained=False, **extra), ""
     if request.checkpoint is None:
         return _build(resolved, pretrained=True), ""
     path, note = request.checkpoint, ""

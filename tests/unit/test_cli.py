@@ -22,7 +22,7 @@ from vitsense.errors import (
     UserInputError,
 )
 
-COMMANDS = ("analyze", "report", "plan", "distill", "demo", "models", "env", "completion")
+COMMANDS = ("analyze", "report", "plan", "distill", "export", "demo", "models", "env", "completion")
 HEAVY = (
     "{'torch', 'torchvision', 'timm', 'numpy', 'pandas', 'scipy', 'matplotlib', 'seaborn', 'PIL'}"
 )

@@ -112,17 +112,22 @@ class SiteHandler:
 
     def _slices(self, call: Call, active: list[SiteModule], channel_axis: int) -> Tensor:
         """The fused output; channels of active slices are computed from visited tensors."""
-        output: Tensor = call.run()
+        parts: dict[tuple[int, ...], Tensor] = {}
         for module in active:
-            channels = _as_index(module.channels or ())
-            bias = None if call.bias is None else call.bias[channels]
-            part: Call = call.with_layer(call.input, call.weight[channels], bias)
+            channels = module.channels or ()
+            index = _as_index(channels)
+            bias = None if call.bias is None else call.bias[index]
+            part: Call = call.with_layer(call.input, call.weight[index], bias)
             visited = self._whole(part, module)
             if visited.input is part.input and visited.weight is part.weight:
                 continue  # only looked at: the fused output already holds these channels
-            values = visited.run()
-            where = (..., channels, *(slice(None),) * (-channel_axis - 1))
-            output[where] = values
+            parts[channels] = visited.run()
+        if sum(parts, ()) == tuple(range(call.weight.shape[0])):
+            # every channel was computed anew, in order: the fused product is not needed
+            return torch.cat(list(parts.values()), dim=channel_axis)
+        output: Tensor = call.run()
+        for channels, values in parts.items():
+            output[(..., _as_index(channels), *(slice(None),) * (-channel_axis - 1))] = values
         return output
 
     def _product(self, call: Call, active: list[SiteModule]) -> Any:

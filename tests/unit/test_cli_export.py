@@ -1,0 +1,91 @@
+"""``vitsense export`` and ``import`` on a real, small run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from export_fixture import small_run
+
+from vitsense import cli
+from vitsense.plan.plan import Plan
+
+
+@pytest.fixture(scope="session")
+def _measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_run(tmp_path_factory.mktemp("export") / "run")
+
+
+@pytest.fixture
+def run(_measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(_measured, Path("vitsense-runs") / "small"))
+
+
+def _exported(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "vitsense.result/1"
+    return dict(found["export"])
+
+
+def test_packed_weights_are_written_read_back_and_recorded(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["export", str(run), "--format", "safetensors", "--json"]) == 0
+    entry = _exported(capsys)
+    assert (run / entry["file"]).is_file()
+    assert entry["restored"]["largest_difference"] == 0
+    assert entry["size"]["weights_to_predicted"] == pytest.approx(1, abs=0.02)
+    record = json.loads((run / "export.json").read_text())
+    assert record["schema"] == "vitsense.export/1"
+    assert record["exports"] == [entry]
+    # the same export again takes the old one's place
+    assert cli.run(["export", str(run), "--format", "safetensors"]) == 0
+    assert len(json.loads((run / "export.json").read_text())["exports"]) == 1
+    assert "the plan predicts" in capsys.readouterr().out
+
+
+def test_a_packed_file_is_exported_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["export", str(run), "--format", "safetensors", "--out", "a.safetensors"]) == 0
+    first = Path("a.safetensors").read_bytes()
+    again = ["export", "a.safetensors", "--format", "safetensors", "--out", "b.safetensors"]
+    assert cli.run(again) == 0
+    assert Path("b.safetensors").read_bytes() == first
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "match"),
+    [
+        (["--model", "nobody"], 2, "has no model 'nobody'"),
+        (["--plan", "none.json"], 3, "none.json"),
+        (["--out", "/proc/none/m.safetensors"], 2, "cannot be made"),
+        (["--out", "."], 2, "is a folder"),
+    ],
+)
+def test_wrong_arguments_are_said(
+    run: Path, capsys: pytest.CaptureFixture[str], change: list[str], code: int, match: str
+) -> None:
+    assert cli.run(["export", str(run), "--format", "safetensors", *change]) == code
+    assert match in capsys.readouterr().err
+
+
+def test_a_plan_of_other_weights_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = Plan.load(run / "plan.json")
+    other = Plan(modules=plan.modules, model={**plan.model, "weights_digest": "f" * 16})
+    other.save(Path("other.json"))
+    command = ["export", str(run), "--format", "safetensors", "--plan", "other.json"]
+    assert cli.run(command) == 2
+    assert "was made for weights with the digest" in capsys.readouterr().err
+
+
+def test_a_plan_of_another_model_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("other.json").write_text(
+        json.dumps({"schema": "vitsense.plan/1", "modules": [{"name": "blocks.0", "bits": 4}]})
+    )
+    command = ["export", str(run), "--format", "safetensors", "--plan", "other.json"]
+    assert cli.run(command) == 2
+    assert "belongs to another model" in capsys.readouterr().err

@@ -1,0 +1,243 @@
+"""What is exported: the models of a run with a plan, or a packed file, with images to check on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitsense.data import GENERATED, Draw, ImageSet, draw_images, open_source
+from vitsense.discover import find_sites
+from vitsense.errors import InputMissingError, SiteMismatchError, StaleResultError, UserInputError
+from vitsense.export.fixed import FixedModel, check_plan_of, fix_model
+from vitsense.export.packed import PackedFile, read_packed
+from vitsense.models import LoadedModel, load_model
+from vitsense.plan.plan import Plan
+from vitsense.preprocessing import Preprocessing
+from vitsense.progress import NO_PROGRESS, Progress
+from vitsense.runfolder import RunFolder
+from vitsense.settings import Granule, ModelRequest, QuantSettings, RangeChoice, WeightSource
+
+_CPU = torch.device("cpu")
+_BATCH = 16
+"""Calibration images at once, where the run does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExportSource:
+    """A quantized model with everything that says where it comes from."""
+
+    key: str
+    about: Mapping[str, Any]
+    """The model and how images are drawn, as a packed file stores it."""
+    plan: Plan
+    fixed: FixedModel
+    preprocessing: Preprocessing
+    held_back: ImageSet | None
+    """Images that had no part in the calibration; None without data."""
+    run: RunFolder | None
+
+    def batches(self, count: int, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """At most ``count`` held-back images `(B, 3, H, W)` with labels `(B,)`.
+
+        Raises:
+            InputMissingError: there is no data.
+        """
+        if self.held_back is None:
+            raise InputMissingError(
+                f"{self.key}: there are no images to compare on; name some with --data."
+            )
+        few = ImageSet(
+            source=self.held_back.source,
+            numbers=self.held_back.numbers[:count],
+            digest=self.held_back.digest,
+        )
+        return list(few.batches(self.preprocessing, size, _CPU))
+
+
+def source_of_run(
+    run: RunFolder,
+    *,
+    model: str | None = None,
+    plan: Path | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> ExportSource:
+    """Load a model of a run again, calibrate it as the run did, and fix its grids.
+
+    Args:
+        run: A finished run.
+        model: Its key; None is the first.
+        plan: A plan file; None is the run's own.
+        progress: Told of what takes long.
+
+    Raises:
+        SiteMismatchError: no such model, or the plan is another model's.
+        StaleResultError: weights or images are no longer those of the run.
+        InputMissingError: weights, images or the plan are not there.
+    """
+    record = run.read_run()
+    number, entry = _entry(record, run, model)
+    key = entry["key"]
+    chosen = Plan.load(plan or run.plan_path(None if number == 0 else key))
+    settings = record["settings"]
+    requests = [settings["model"], *settings["compares"]]
+    loaded = load_model(_request(requests[number]), _CPU, key=key)
+    if loaded.digest != entry["weights_digest"]:
+        raise StaleResultError(
+            f"The weights of {key} are not those the run measured (digest {loaded.digest}, then "
+            f"{entry['weights_digest']}); analyze them, or bring the old file back."
+        )
+    calibration, held_back = _images(record)
+    size = settings["batch"] or entry.get("batch") or _BATCH
+    progress.note(f"{key}: calibrating on {len(calibration)} images")
+    batches = [images for images, _ in calibration.batches(loaded.preprocessing, size, _CPU)]
+    catalog = find_sites(loaded.module, batches[0][:1])
+    check_plan_of(chosen, loaded.digest, catalog, key)
+    fixed = fix_model(loaded.module, catalog, chosen, batches, _quant(settings["quant"]))
+    return ExportSource(
+        key=key,
+        about=_about(loaded, record, requests[number]),
+        plan=chosen,
+        fixed=fixed,
+        preprocessing=loaded.preprocessing,
+        held_back=held_back,
+        run=run,
+    )
+
+
+def source_of_file(
+    path: Path, *, model: str | None = None, data: str | None = None
+) -> ExportSource:
+    """A packed file as a runnable model.
+
+    Args:
+        path: Written by `vitsense.export.packed.save_packed`.
+        model: The architecture; needed where it is a factory of the user's own, because code is
+            never run because a file names it.
+        data: Images to compare on; None where the model reads the generated characters.
+
+    Raises:
+        UserInputError: the file is damaged, or does not say which architecture it needs.
+        SiteMismatchError: the architecture is another one.
+    """
+    packed = read_packed(path)
+    about = packed.about
+    preprocessing = _preprocessing(about["preprocessing"])
+    fixed = restored(packed, model)
+    return ExportSource(
+        key=about["key"],
+        about=about,
+        plan=packed.plan,
+        fixed=fixed,
+        preprocessing=preprocessing,
+        held_back=_drawn_again(about, data),
+        run=None,
+    )
+
+
+def restored(packed: PackedFile, model: str | None = None) -> FixedModel:
+    """The runnable torch model of a packed file.
+
+    Raises:
+        UserInputError: the file needs the user's own architecture and ``model`` is None.
+        SiteMismatchError: the architecture is another one.
+    """
+    about = packed.about
+    name = model or about["requested"]
+    if about["source"] == "factory" and model is None:
+        raise UserInputError(
+            f"{packed.path} needs the architecture {name!r}, and code is never run because a file "
+            f"names it: pass --model {name} if you trust it."
+        )
+    empty = load_model(
+        ModelRequest(name=name, weights=WeightSource.RANDOM), _CPU, classes=about["num_classes"]
+    )
+    # any image finds the same sites: names come from the architecture
+    image = torch.randn(
+        1, *about["preprocessing"]["input_size"], generator=torch.Generator().manual_seed(0)
+    )
+    return packed.restore(empty.module, find_sites(empty.module, image))
+
+
+def _entry(
+    record: Mapping[str, Any], run: RunFolder, model: str | None
+) -> tuple[int, Mapping[str, Any]]:
+    keys = [entry["key"] for entry in record["models"]]
+    if model is not None and model not in keys:
+        raise SiteMismatchError(
+            f"{run.path} has no model {model!r}; it has {', '.join(keys)}: use one with --model."
+        )
+    number = 0 if model is None else keys.index(model)
+    return number, record["models"][number]
+
+
+def _request(stored: Mapping[str, Any]) -> ModelRequest:
+    checkpoint = stored["checkpoint"]
+    return ModelRequest(
+        name=stored["name"],
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        weights=WeightSource(stored["weights"]),
+    )
+
+
+def _quant(stored: Mapping[str, Any]) -> QuantSettings:
+    return QuantSettings(
+        weight_granularity=Granule(stored["weight_granularity"]),
+        weight_range=RangeChoice(stored["weight_range"]),
+        activation_range=RangeChoice(stored["activation_range"]),
+    )
+
+
+def _images(record: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
+    settings = record["settings"]
+    source = open_source(settings["data"], at_most=settings["images"] + settings["calibration"])
+    draw = Draw(
+        evaluation=settings["images"], calibration=settings["calibration"], seed=settings["seed"]
+    )
+    other = settings["calibration_data"]
+    calibration, held_back = draw_images(source, draw, open_source(other) if other else None)
+    if calibration.digest != record["data"]["calibration_digest"]:
+        raise StaleResultError(
+            f"The calibration images of {source.spec} are no longer those of the run (digest "
+            f"{calibration.digest}, then {record['data']['calibration_digest']}): bring them back, "
+            "or analyze again."
+        )
+    return calibration, held_back
+
+
+def _about(
+    loaded: LoadedModel, record: Mapping[str, Any], request: Mapping[str, Any]
+) -> dict[str, Any]:
+    settings = record["settings"]
+    return {
+        "key": loaded.key,
+        "requested": request["name"],
+        "name": loaded.resolved.name,
+        "source": loaded.resolved.source.value,
+        "num_classes": loaded.num_classes,
+        "params": loaded.params,
+        "weights_digest": loaded.digest,
+        "preprocessing": asdict(loaded.preprocessing),
+        "draw": {key: settings[key] for key in ("images", "calibration", "seed")},
+        "generated_images": settings["data"] is None,
+    }
+
+
+def _preprocessing(stored: Mapping[str, Any]) -> Preprocessing:
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+    return Preprocessing(**values)
+
+
+def _drawn_again(about: Mapping[str, Any], data: str | None) -> ImageSet | None:
+    """The evaluation images of the run the file comes from, if the same data is at hand."""
+    if data is None and not about["generated_images"]:
+        return None
+    draw = about["draw"]
+    source = open_source(data, at_most=draw["images"] + draw["calibration"])
+    if source.kind == GENERATED and not about["generated_images"]:
+        return None
+    wanted = Draw(evaluation=draw["images"], calibration=draw["calibration"], seed=draw["seed"])
+    return draw_images(source, wanted)[1]
