@@ -103,6 +103,16 @@ class QuantizedModel(Intercepted):
             whole = module.channels is None
             yield module, self.quantizers[site.id], weight if whole else weight[rows_of(module)]
 
+    @torch.no_grad()
+    def put_weight(self, module: SiteModule, value: Tensor) -> None:
+        """Overwrite the latent weight of a planned module (its slice of it) in place."""
+        assert module.weight is not None
+        parameter = self.model.get_parameter(module.weight)
+        if module.channels is None:
+            parameter.copy_(value)
+        else:
+            parameter[rows_of(module)] = value
+
 
 def prepare_qat(
     model: nn.Module,

@@ -47,7 +47,8 @@ def statistic_step(absolute_mean: Tensor, bits: int) -> Tensor:
     """Step of StatsQ, 2 * mean |w| / 2^(b-1), shape of the mean.
 
     Source: Liu et al. 2023, "Oscillation-free Quantization for Low-bit Vision Transformers"
-    (arXiv 2302.02210), StatsQ: the clipping range is twice the mean absolute weight.
+    (arXiv 2302.02210), StatsQ: the clipping range is twice the mean absolute weight, levels are
+    half-integer, and the gradient passes everywhere (as in its published code).
     """
     return absolute_mean * (2.0 / (1 << (bits - 1)))
 
@@ -85,6 +86,11 @@ class Quantizer(nn.Module):
     def bits(self) -> int:
         """Width of the codes."""
         return self.format.bits
+
+    @property
+    def groups(self) -> int:
+        """Number of steps (weights: equal runs of the first axis share one)."""
+        raise NotImplementedError
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Step and offset for ``x``, broadcastable against it and differentiable if learned."""
@@ -130,6 +136,11 @@ class FixedQuantizer(Quantizer):
         self.register_buffer("step", step.clone())
         self.register_buffer("offset", None if offset is None else offset.clone())
 
+    @property
+    def groups(self) -> int:
+        """Number of steps."""
+        return self.step.numel()
+
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
         """The step and the offset."""
         return self.step, self.offset
@@ -170,7 +181,7 @@ class LearnedQuantizer(Quantizer):
             method: Of a weight; StatsQ has no parameters and half-integer levels.
         """
         learned = method is WeightMethod.LEARNED
-        super().__init__(form, Rounding(form.qmin, form.qmax, margin=0.0 if learned else 0.5))
+        super().__init__(form, Rounding(form.qmin, form.qmax, margin=0.0 if learned else math.inf))
         self.repeats = repeats
         self.gradient = gradient
         self.is_weight = is_weight
@@ -202,6 +213,11 @@ class LearnedQuantizer(Quantizer):
         form = Format((high - low).bit_length(), signed=low < 0)
         offset = state.get(f"{prefix}offset")
         return cls(form, scale, values=values, offset=offset, gradient=gradient)
+
+    @property
+    def groups(self) -> int:
+        """Number of steps."""
+        return self.shape.numel()
 
     def grid(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Step and offset to use for ``x``, broadcastable, with their gradient factors applied."""

@@ -17,7 +17,7 @@ class Rounding:
     qmax: int
     margin: float = 0.0
     """How far beyond the outermost codes, in steps, a value still counts as inside: 0 (LSQ, which
-    clips before it rounds) or 0.5 (StatsQ, whose outermost cells are whole)."""
+    clips before it rounds) or infinity (StatsQ, whose gradient passes everywhere)."""
 
 
 def codes_of(x: Tensor, step: Tensor, offset: Tensor | None, rounding: Rounding) -> Tensor:
