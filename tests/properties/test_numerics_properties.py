@@ -70,6 +70,17 @@ def test_minmax_is_off_by_at_most_a_step(x, form, granularity) -> None:
     assert steps.max() <= (0.5 if form.signed else 1.0) + slack
 
 
+@settings(max_examples=60, deadline=None)
+@given(ARRAYS, FORMATS)
+def test_the_mse_range_is_never_worse_than_the_full_range(x, form) -> None:
+    tensor = torch.from_numpy(np.clip(x, -1e4, 1e4))
+    errors = []
+    for method in (RangeMethod.MSE, RangeMethod.MINMAX):
+        grid = grid_from_tensor(tensor, form, PerChannel(0), method)
+        errors.append(float((fake_quantize(tensor, grid) - tensor).double().square().sum()))
+    assert errors[0] <= errors[1] * (1 + 1e-5) + 1e-12
+
+
 @settings(max_examples=100, deadline=None)
 @given(ARRAYS, FORMATS, METHODS)
 def test_a_range_scales_with_its_tensor(x, form, method) -> None:

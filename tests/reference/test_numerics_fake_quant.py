@@ -1,7 +1,4 @@
-"""The one rounding path against torch's kernels in every type, and against onnxruntime per channel.
-
-`test_fake_quant.py` beside this has the plain cases; here are the borders.
-"""
+"""The one rounding path against torch's kernels in every type, and against onnxruntime."""
 
 from __future__ import annotations
 
@@ -140,26 +137,27 @@ def test_strided_views_round_like_copies() -> None:
     assert torch.equal(fake_quantize(view, grid), fake_quantize(x, grid).transpose(-1, -2))
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("signed", [True, False])
-def test_codes_per_channel_equal_onnxruntime(axis: int, signed: bool) -> None:
-    """ONNX divides by the scale, torch multiplies: codes may differ where that decides a tie."""
+@pytest.mark.parametrize("ties", [0.5, 1.5, 2.5, -0.5, -1.5])
+def test_ties_go_to_even(ties: float) -> None:
+    grid = Grid(Format(8), torch.tensor(1.0), torch.tensor(0.0))
+    assert fake_quantize(torch.tensor([ties]), grid).item() == np.rint(ties)
+
+
+def by_onnxruntime(x: torch.Tensor, grid: Grid, axis: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and values of QuantizeLinear and DequantizeLinear, per tensor where axis is None."""
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, checker, helper, numpy_helper
 
-    x = torch.randn(40, 60, generator=torch.Generator().manual_seed(5)) * 2
-    form = Format(8, signed=signed)
-    grid = grid_from_tensor(x, form, PerChannel(axis), RangeMethod.MINMAX)
-    code_type = np.int8 if signed else np.uint8
-    kind = TensorProto.INT8 if signed else TensorProto.UINT8
-    zeros = grid.zero_point.flatten().numpy().astype(code_type)
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["codes"], axis=axis),
-        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["y"], axis=axis),
-    ]
+    code_type = np.int8 if grid.format.signed else np.uint8
+    kind = TensorProto.INT8 if grid.format.signed else TensorProto.UINT8
+    shape = () if axis is None else (-1,)
+    named_axis = {} if axis is None else {"axis": axis}
     graph = helper.make_graph(
-        nodes,
+        [
+            helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["codes"], **named_axis),
+            helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["y"], **named_axis),
+        ],
         "qdq",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
         [
@@ -167,20 +165,45 @@ def test_codes_per_channel_equal_onnxruntime(axis: int, signed: bool) -> None:
             helper.make_tensor_value_info("y", TensorProto.FLOAT, x.shape),
         ],
         [
-            numpy_helper.from_array(grid.scale.flatten().numpy(), "scale"),
-            numpy_helper.from_array(zeros, "zero"),
+            numpy_helper.from_array(grid.scale.numpy().reshape(shape), "scale"),
+            numpy_helper.from_array(
+                grid.zero_point.numpy().reshape(shape).astype(code_type), "zero"
+            ),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
     model.ir_version = 8
+    checker.check_model(model)
     session = runtime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    codes, y = session.run(None, {"x": x.numpy()})
+    codes, values = session.run(None, {"x": x.numpy()})
+    return codes.astype(np.int32), values
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_codes_and_values_per_tensor_equal_onnxruntime(signed: bool) -> None:
+    x = torch.randn(9, 11) * 3
+    # a power of two, so that multiplying by the reciprocal and dividing agree in every bit
+    zero = torch.tensor(0.0 if signed else 101.0)
+    grid = Grid(Format(8, signed=signed), torch.tensor(0.03125), zero)
+    codes, values = by_onnxruntime(x, grid, None)
+    assert np.array_equal(quantize(x, grid).numpy(), codes)
+    assert np.array_equal(fake_quantize(x, grid).numpy(), values)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("signed", [True, False])
+def test_codes_per_channel_equal_onnxruntime(axis: int, signed: bool) -> None:
+    """ONNX divides by the scale, torch multiplies: codes may differ where that decides a tie."""
+    x = torch.randn(40, 60, generator=torch.Generator().manual_seed(5)) * 2
+    form = Format(8, signed=signed)
+    grid = grid_from_tensor(x, form, PerChannel(axis), RangeMethod.MINMAX)
+    codes, values = by_onnxruntime(x, grid, axis)
     found = quantize(x, grid)
-    differ = found.numpy() != codes.astype(np.int32)
+    differ = found.numpy() != codes
     steps = x.double() / grid.scale.double()
     # division and multiplication by the rounded reciprocal differ by 2^-23 of up to 255 steps
     tie = ((steps - steps.floor()) - 0.5).abs().numpy() < 255 * 2.0**-22
     assert not (differ & ~tie).any()
-    assert np.array_equal(fake_quantize(x, grid).numpy()[~differ], y[~differ])
+    assert np.array_equal(fake_quantize(x, grid).numpy()[~differ], values[~differ])

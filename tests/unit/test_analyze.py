@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -21,8 +16,9 @@ from vitsense.runfolder import RunFolder
 from vitsense.settings import AnalyzeSettings, ModelRequest, WeightSource
 
 SETTINGS = AnalyzeSettings(
-    model=ModelRequest(name="glyph_resnet"), images=48, calibration=24, bits=(8, 4, 2), batch=16
+    model=ModelRequest(name="glyph_resnet"), images=24, calibration=12, bits=(8, 4, 2), batch=12
 )
+TINY = dataclasses.replace(SETTINGS, images=4, calibration=4, bits=(8,), batch=4)
 TABLES = ("modules", "statistics", "sensitivity", "joint", "pareto", "pareto_bits", "coverage")
 
 
@@ -43,7 +39,7 @@ def test_a_run_leaves_complete_tables(finished: RunFolder) -> None:
     modules, cells = finished.table("modules"), finished.table("sensitivity")
     assert len(cells) == len(modules) * 3
     assert set(cells["status"]) == {"measured"}
-    assert (cells["n"] == 48).all()
+    assert (cells["n"] == 24).all()
     assert cells[["drop", "drop_low", "drop_high", "kl", "sqnr_db"]].notna().all().all()
     assert (cells["drop_low"] <= cells["drop"]).all()
     assert (cells["drop"] <= cells["drop_high"]).all()
@@ -61,7 +57,7 @@ def test_the_plan_keeps_its_budget_and_names_every_module(finished: RunFolder) -
     assert plan.cost["avg_bits"] <= 4.0 + 1e-6
     assert list(plan.bits) == list(finished.table("modules")["module"])
     assert plan.measured is not None
-    assert plan.measured["n"] == 48
+    assert plan.measured["n"] == 24
     first, last = plan.modules[0], plan.modules[-1]
     assert (first.bits, last.bits) == (8, 8)
     assert first.pinned
@@ -77,7 +73,7 @@ def test_a_finished_run_is_not_measured_again(finished: RunFolder) -> None:
     assert (finished.path / "state.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("after", [1, 7, 30, 63])
+@pytest.mark.parametrize("after", [1, 30, 46])
 def test_an_interrupted_run_continues_to_the_same_tables(
     finished: RunFolder, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,41 +107,11 @@ def test_an_unfinished_run_is_found_without_its_name(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(RunFolder, "append_state", interrupting)
     with pytest.raises(KeyboardInterrupt):
-        run_analysis(SETTINGS, root=tmp_path)
+        run_analysis(TINY, root=tmp_path)
     monkeypatch.undo()
     (cut,) = RunFolder.all_in(tmp_path)
-    assert run_analysis(SETTINGS, root=tmp_path).path == cut.path
-    assert run_analysis(SETTINGS, root=tmp_path).path != cut.path  # a finished one is not reused
-
-
-@pytest.mark.slow
-def test_a_killed_run_continues_to_the_same_tables(finished: RunFolder, tmp_path: Path) -> None:
-    """SIGKILL at random moments of a real process; nothing is cleaned up, nothing is lost."""
-    out = tmp_path / "killed"
-    script = (
-        "import torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path; from vitsense.analyze import run_analysis\n"
-        "from vitsense.settings import *\n"
-        "run_analysis(AnalyzeSettings(model=ModelRequest(name='glyph_resnet'), images=48,"
-        f" calibration=24, bits=(8, 4, 2), batch=16), out=Path({str(out)!r}))"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
-    kept = 0
-    for lines in (2, 25, 50):
-        process = subprocess.Popen([sys.executable, "-c", script], env=environment)
-        deadline = time.monotonic() + 120
-        state = out / "state.jsonl"
-        while process.poll() is None and time.monotonic() < deadline:
-            if state.is_file() and state.read_bytes().count(b"\n") >= lines:
-                break
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        records = state.read_bytes().count(b"\n")
-        assert records >= kept
-        kept = records
-    run_analysis(SETTINGS, out=out)
-    assert_equal_tables(finished, RunFolder.open(out))
+    assert run_analysis(TINY, root=tmp_path).path == cut.path
+    assert run_analysis(TINY, root=tmp_path).path != cut.path  # a finished one is not reused
 
 
 @pytest.mark.parametrize(
@@ -179,12 +145,7 @@ def test_a_run_of_other_weights_is_refused(finished: RunFolder, tmp_path: Path) 
 
 def test_random_weights_say_so_first(tmp_path: Path) -> None:
     settings = dataclasses.replace(
-        SETTINGS,
-        model=ModelRequest(name="mobilenetv3_small_050", weights=WeightSource.RANDOM),
-        images=4,
-        calibration=4,
-        bits=(8,),
-        batch=4,
+        TINY, model=ModelRequest(name="mobilenetv3_small_050", weights=WeightSource.RANDOM)
     )
     run = run_analysis(settings, out=tmp_path / "random")
     warnings = run.read_run()["warnings"]
@@ -203,9 +164,7 @@ def test_an_unwritable_folder_is_said(tmp_path: Path) -> None:
 
 
 def test_two_models_of_one_name_get_keys_of_their_own(tmp_path: Path) -> None:
-    settings = dataclasses.replace(
-        SETTINGS, compares=(ModelRequest(name="zoo/glyph_resnet"),), images=8, bits=(8,), batch=8
-    )
+    settings = dataclasses.replace(TINY, compares=(ModelRequest(name="zoo/glyph_resnet"),))
     run = run_analysis(settings, out=tmp_path / "twins")
     assert [m["key"] for m in run.read_run()["models"]] == ["glyph_resnet", "glyph_resnet#2"]
     assert run.plan_path("glyph_resnet#2").is_file()

@@ -93,3 +93,35 @@ def test_a_group_of_input_channels_of_a_convolution_shares_its_scale() -> None:
         # along axis 1 only: every kernel position has groups of its own
         top = x[:, channels].abs().amax(1, keepdim=True) / 127
         torch.testing.assert_close(grid.scale[:, channels], top.expand_as(x[:, channels]))
+
+
+def test_heads_and_short_groups_are_scaled_as_if_they_were_alone() -> None:
+    x = torch.randn(12, 10) * torch.logspace(-1, 1, 12)[:, None]
+    heads = grid_from_tensor(x, Format(4), PerHead(0, heads=3), RangeMethod.MINMAX)
+    assert len(set(heads.scale.flatten().tolist())) == 3
+    for h in range(3):
+        rows = slice(4 * h, 4 * h + 4)
+        one = grid_from_tensor(x[rows], Format(4), PerTensor(), RangeMethod.MINMAX)
+        assert torch.equal(fake_quantize(x, heads)[rows], fake_quantize(x[rows], one))
+    groups = grid_from_tensor(x, Format(4), PerGroup(4), RangeMethod.MINMAX)
+    one = grid_from_tensor(x[2:3, 8:], Format(4), PerTensor(), RangeMethod.MINMAX)
+    assert torch.equal(fake_quantize(x, groups)[2, 8:], fake_quantize(x[2, 8:], one))
+
+
+@pytest.mark.parametrize("bits", ALLOWED_BITS)
+@pytest.mark.parametrize("signed", [True, False])
+def test_format_names_round_trip(bits: int, signed: bool) -> None:
+    form = Format(bits, signed=signed)
+    assert Format.parse(form.name) == form
+
+
+@pytest.mark.parametrize("text", ["", "int", "float8", "int4x", "4", "INT4"])
+def test_other_names_are_refused(text: str) -> None:
+    with pytest.raises(UserInputError, match="no number format"):
+        Format.parse(text)
+
+
+@pytest.mark.parametrize("bits", [-1, 0, 1, 9, 33, 99])
+def test_other_widths_are_refused(bits: int) -> None:
+    with pytest.raises(UserInputError, match="use 2, 3, 4"):
+        Format(bits)
