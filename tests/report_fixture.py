@@ -74,10 +74,10 @@ def make_run(
         _model(key, number, modules, known[number], hostile, unmeasured)
         for number, key in enumerate(models)
     ]
-    for name in SCHEMAS:
+    for name in parts[0]["frames"]:
         run.write_table(name, pd.concat([p["frames"][name] for p in parts], ignore_index=True))
-    histograms = {k: v for p in parts for k, v in p["histograms"].items()}
-    run.write_arrays("histograms", histograms)
+    for name in ("histograms", "channels"):
+        run.write_arrays(name, {k: v for p in parts for k, v in p[name].items()})
     for number, part in enumerate(parts):
         part["plan"].save(run.plan_path(None if number == 0 else models[number]))
     run.write_run(record_of([p["entry"] for p in parts], models, any(known), status, warnings))
@@ -106,12 +106,14 @@ def _model(
             "modules": modules,
             "statistics": statistics,
             "sensitivity": sensitivity,
+            "grids": _grids(statistics),
             "joint": joint,
             "pareto": front,
             "pareto_bits": front_bits,
             "coverage": _coverage(key, modules),
         },
         "histograms": histograms,
+        "channels": _channels(statistics, rng),
         "plan": plan_of(key, *shared, bits, _predicted(*shared, bits), outcome),
         "entry": entry_of(key, vit, total, fp and [fp.value, fp.low, fp.high]),
     }
@@ -311,6 +313,52 @@ def _statistics(
                 }
             )
     return pd.DataFrame(rows).astype(SCHEMAS["statistics"]), histograms
+
+
+def _grids(statistics: pd.DataFrame) -> pd.DataFrame:
+    """A symmetric grid for weights, one from -6 to 9 for activations."""
+    rows = []
+    for row in statistics.to_dict("records"):
+        weight = row["site"].endswith(":weight")
+        for bits in WIDTHS:
+            low, high = (-4.0, 4.0) if weight else (-6.0, 9.0)
+            scale = (high - low) / (2**bits - 1)
+            rows.append(
+                {
+                    "model": row["model"],
+                    "module": row["module"],
+                    "site": row["site"],
+                    "bits": bits,
+                    "format": f"{'int' if weight else 'uint'}{bits}",
+                    "scales": 192 if weight else 1,
+                    "scale": scale,
+                    "scale_min": 0.5 * scale if weight else scale,
+                    "scale_max": 2.0 * scale if weight else scale,
+                    "zero_point": 0.0 if weight else round(6.0 / scale),
+                    "low": low,
+                    "high": high,
+                    "clipped": 0.0004,
+                }
+            )
+    return pd.DataFrame(rows).astype(SCHEMAS["grids"])
+
+
+def _channels(statistics: pd.DataFrame, rng: np.random.Generator) -> dict[str, Any]:
+    """Per channel: the fifth stands out ten times; per head: the last varies four times as much."""
+    found = {}
+    for row in statistics.to_dict("records"):
+        key = f"{row['model']}|{row['site']}"
+        spread = rng.uniform(0.8, 1.2, 192).astype(np.float32)
+        spread[4] = 10.0
+        found |= {
+            f"{key}|minimum": -3.0 * spread,
+            f"{key}|maximum": 3.0 * spread,
+            f"{key}|variance": spread**2,
+        }
+        if row["site"].endswith((":query", ":key")):
+            found[f"{key}|head_variance"] = np.array([1.0, 1.0, 4.0], dtype=np.float32)
+            found[f"{key}|head_kurtosis"] = np.array([0.1, 0.2, 3.0], dtype=np.float32)
+    return found
 
 
 def _coverage(key: str, modules: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from vitsense.analyze_grids import grids_frame
 from vitsense.analyze_kept import KeptResults
 from vitsense.analyze_plans import finished_plan, full_precision, plan_and_measure
 from vitsense.analyze_sweep import Sweep, measure_cells
@@ -91,6 +92,7 @@ def analyze_model(
         "modules": modules,
         "statistics": framed("statistics", key, [s.row() for s in statistics.values()]),
         "sensitivity": sensitivity,
+        "grids": grids_frame(key, module, catalog, quantizers, statistics, example, settings.bits),
         "joint": planned.joint,
         "pareto": planned.front,
         "pareto_bits": planned.front_bits,

@@ -19,7 +19,9 @@ SETTINGS = AnalyzeSettings(
     model=ModelRequest(name="glyph_resnet"), images=24, calibration=12, bits=(8, 4, 2), batch=12
 )
 TINY = dataclasses.replace(SETTINGS, images=4, calibration=4, bits=(8,), batch=4)
-TABLES = ("modules", "statistics", "sensitivity", "joint", "pareto", "pareto_bits", "coverage")
+TABLES = (
+    "modules", "statistics", "sensitivity", "grids", "joint", "pareto", "pareto_bits", "coverage",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
