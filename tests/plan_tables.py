@@ -69,6 +69,7 @@ def sensitivity_table(
                     "module": row["module"],
                     "part": "both",
                     "bits": width,
+                    "format": f"int{width}",
                     "status": "measured",
                     "reason": "",
                     **outcome.row(),

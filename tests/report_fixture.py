@@ -182,6 +182,7 @@ def _sensitivity(modules: pd.DataFrame, costs: Any, labelled: bool) -> pd.DataFr
             "module": row["module"],
             "part": "both",
             "bits": width,
+            "format": f"int{width}",
             "status": "measured",
             "reason": "",
             **_outcome(cost * 4.0 ** (4 - width), labelled).row(),
@@ -239,7 +240,13 @@ def _front(
         found = _predicted(modules, costs, total, bits)
         rows.append({"model": key, "point": point, "budget_bits": found["avg_bits"], **found})
         points += [
-            {"model": key, "point": point, "module": name, "bits": width}
+            {
+                "model": key,
+                "point": point,
+                "module": name,
+                "bits": width,
+                "format": f"int{width}",
+            }
             for name, width in bits.items()
         ]
     return (

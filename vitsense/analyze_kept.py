@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vitsense.formats import FormatLike, format_of
 from vitsense.runfolder import RunFolder
 from vitsense.sensitivity.ledger import Entry, Span
 from vitsense.sensitivity.result import Cell, Outcome
@@ -28,8 +29,8 @@ class KeptResults:
                 Span(*record["images"]),
                 record["module"],
                 {
-                    Cell(record["module"], bits, Part(part)): Outcome.from_list(values)
-                    for part, bits, values in record["cells"]
+                    Cell.of(record["module"], name, Part(part)): Outcome.from_list(values)
+                    for part, name, values in record["cells"]
                 },
             )
             for record in self._state
@@ -44,21 +45,22 @@ class KeptResults:
                 "model": self._key,
                 "images": [span.start, span.stop],
                 "module": entry.module,
-                "cells": [[c.part.value, c.bits, o.to_list()] for c, o in cells],
+                "cells": [[c.part.value, c.format, o.to_list()] for c, o in cells],
             }
         )
 
-    def plan(self, bits: Mapping[str, int]) -> Outcome | None:
+    def plan(self, bits: Mapping[str, FormatLike]) -> Outcome | None:
         """The outcome of a whole plan, if it was measured before."""
         wanted = _bits_digest(bits)
         found = [r for r in self._state if r.get("plan") == wanted]
         return Outcome.from_list(found[-1]["outcome"]) if found else None
 
-    def keep_plan(self, bits: Mapping[str, int], outcome: Outcome) -> None:
+    def keep_plan(self, bits: Mapping[str, FormatLike], outcome: Outcome) -> None:
         """Append the outcome of a whole plan."""
         record = {"model": self._key, "plan": _bits_digest(bits), "outcome": outcome.to_list()}
         self._run.append_state(record)
 
 
-def _bits_digest(bits: Mapping[str, int]) -> str:
-    return hashlib.sha256(json.dumps(dict(bits), sort_keys=True).encode()).hexdigest()[:16]
+def _bits_digest(bits: Mapping[str, FormatLike]) -> str:
+    names = {module: format_of(like).name for module, like in bits.items()}
+    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]

@@ -15,6 +15,7 @@ from vitsense.analyze_sweep import Sweep, measure_cells
 from vitsense.analyze_tables import ModelTables, framed, modules_frame, site_arrays
 from vitsense.data import ImageSet
 from vitsense.discover import find_sites
+from vitsense.formats import FormatLike
 from vitsense.models import LoadedModel
 from vitsense.observe import ReplaySession, preserved
 from vitsense.progress import Progress
@@ -74,7 +75,7 @@ def analyze_model(
     modules = modules_frame(key, catalog)
     sensitivity = framed("sensitivity", key, [m.row(settings.mode.value) for m in measured])
 
-    def measure(plans: Mapping[str, Mapping[str, int]]) -> dict[str, Outcome]:
+    def measure(plans: Mapping[str, Mapping[str, FormatLike]]) -> dict[str, Outcome]:
         done = {name: store.plan(bits) for name, bits in plans.items()}
         todo = {name: plans[name] for name, outcome in done.items() if outcome is None}
         progress.start(len(evaluation) * len(todo), f"{key} whole plans")
@@ -92,7 +93,7 @@ def analyze_model(
         "modules": modules,
         "statistics": framed("statistics", key, [s.row() for s in statistics.values()]),
         "sensitivity": sensitivity,
-        "grids": grids_frame(key, module, catalog, quantizers, statistics, example, settings.bits),
+        "grids": grids_frame(key, module, catalog, quantizers, statistics, example, settings.widths),
         "joint": planned.joint,
         "pareto": planned.front,
         "pareto_bits": planned.front_bits,

@@ -13,6 +13,7 @@ from vitsense import provenance
 from vitsense.analyze_tables import framed
 from vitsense.compare.tables import MHSA_ROLES
 from vitsense.errors import UserInputError
+from vitsense.formats import FormatLike, format_of
 from vitsense.models import LoadedModel
 from vitsense.plan.budget import Budget
 from vitsense.plan.make import make_plan
@@ -60,7 +61,8 @@ def plan_and_measure(
     budget = Budget.parse(settings.budget)
     planable = _with_both(sensitivity, settings)
     problem = make_problem(modules, planable, model.params)
-    choices = {f"uniform-{w}": uniform(problem, w) for w in sorted(settings.bits, reverse=True)}
+    forms = sorted(map(format_of, settings.format_names), key=lambda f: -f.effective_bits)
+    choices = {f"uniform-{form.label}": uniform(problem, form.name) for form in forms}
     outcomes = measure(choices)
     chance = 100.0 / model.num_classes
     first = next(iter(outcomes.values()))
@@ -74,13 +76,13 @@ def plan_and_measure(
     )
     front = pareto(problem, curve)
     recommended, note = _recommended(problem, budget, curve)
-    extra = {"recommended": dict(recommended.bits)}
+    extra: dict[str, Mapping[str, FormatLike]] = {"recommended": recommended.formats}
     for value in (3.0, 5.0, 6.0):
         near = [a for a in front if abs(a.cost.avg_bits - value) < 0.3]
         if near:
             best = min(near, key=lambda a: abs(a.cost.avg_bits - value))
-            extra[f"pareto-{value:g}"] = dict(best.bits)
-    extra |= group_choices(modules, settings.bits)
+            extra[f"pareto-{value:g}"] = best.formats
+    extra |= group_choices(modules, settings.widths)
     outcomes |= measure(extra)
     rows = [
         _outcome_row(name, outcomes[name], assignment_of(problem, bits, curve))
@@ -99,9 +101,9 @@ def plan_and_measure(
             "pareto_bits",
             model.key,
             [
-                {"point": i, "module": name, "bits": bits}
+                {"point": i, "module": name, "bits": a.bits[name], "format": form}
                 for i, a in enumerate(front)
-                for name, bits in a.bits.items()
+                for name, form in a.formats.items()
             ],
         ),
     )

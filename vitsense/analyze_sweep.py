@@ -47,7 +47,7 @@ def _exact(sweep: Sweep) -> list[Measured]:
         sweep.catalog,
         sweep.quantizers,
         sweep.batches(),
-        bits=sweep.settings.bits,
+        bits=sweep.settings.format_names,
         parts=sweep.settings.parts,
         ledger=Ledger(sweep.kept.entries(), sweep.kept.keep),
         progress=sweep.progress,

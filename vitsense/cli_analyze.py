@@ -74,6 +74,13 @@ def analyze(
     SPEC is one of
       a folder of class folders, or with a labels.csv (columns file,label), or a .tar of either
       a data set of timm                  hfds/..., wds/..., torch/...
+    \b
+    NAMES are some of
+      int8 ... int2, int16                evenly spaced; --bits 8,4 is short for int8,int4
+      fp8_e4m3, fp8_e5m2                  8-bit floating point, scaled per tensor or channel
+      mxfp8_e4m3, mxfp8_e5m2, mxfp6_e2m3, mxfp6_e3m2, mxfp4
+                                          OCP microscaling: blocks of 32 share a power of two
+      nvfp4                               blocks of 16 share an e4m3 scale
 
     Without labels, agreement with the full-precision model takes the place of accuracy.
 

@@ -9,6 +9,7 @@ import click
 
 from vitsense.cli_output import debug_option, emit, emit_json, find_run, json_option
 from vitsense.errors import UserInputError
+from vitsense.formats import FormatLike, known_formats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
     metavar="KIND=NUMBER",
     help="avg-bits=4, size-mb=5.5, bitops-g=20 or max-drop=1 (percentage points).",
 )
-@click.option("--pin", multiple=True, metavar="NAME=BITS", help="Fix a module; may be repeated.")
+@click.option(
+    "--pin",
+    multiple=True,
+    metavar="NAME=BITS",
+    help="Fix a module, at bits or in a format such as mxfp4; may be repeated.",
+)
 @click.option(
     "--no-pin", is_flag=True, help="Do not keep the first and the last weights at 8 bits."
 )
@@ -77,8 +83,9 @@ def plan(
     emit(f"Plan: {path}")
 
 
-def _pin(text: str) -> tuple[str, int]:
+def _pin(text: str) -> tuple[str, FormatLike]:
     name, _, width = text.rpartition("=")
-    if not name or not width.strip().isdecimal():
+    width = width.strip()
+    if not name or not (width.isdecimal() or width in known_formats()):
         raise UserInputError(f"--pin is {text!r}: write NAME=BITS, for example head=8.")
-    return name, int(width)
+    return name, int(width) if width.isdecimal() else width

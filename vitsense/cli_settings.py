@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitsense.errors import UserInputError
+from vitsense.formats import format_of
 from vitsense.plan.budget import Budget
 from vitsense.settings import (
     AnalyzeSettings,
     Granule,
     ModelRequest,
     Part,
+    ProbsGrid,
     QuantSettings,
     RangeChoice,
     SweepMode,
@@ -55,7 +57,17 @@ _OPTIONS = (
     click.option(
         "--calibration", type=int, default=_DEFAULT.calibration, help="How many to calibrate on."
     ),
-    click.option("--bits", default="8,6,4,3,2", help="Widths to measure, of 2 to 8 and 16."),
+    click.option(
+        "--bits",
+        default=None,
+        show_default="8,6,4,3,2",
+        help="Integer widths to measure, of 2 to 8 and 16.",
+    ),
+    click.option(
+        "--formats",
+        metavar="NAMES",
+        help="Instead of --bits: any formats, such as int4,fp8_e4m3,mxfp4; see below.",
+    ),
     click.option("--parts", default="both", help="Of both, weights, activations; comma-separated."),
     click.option(
         "--mode",
@@ -82,6 +94,12 @@ _OPTIONS = (
         default=_DEFAULT.quant.weight_granularity.value,
         help="Scales of a weight: one, or one for each output channel.",
     ),
+    click.option(
+        "--attention-probs",
+        type=click.Choice([grid.value for grid in ProbsGrid]),
+        default=_DEFAULT.quant.attention_probs.value,
+        help="How integer formats hold attention probabilities.",
+    ),
     click.option("--batch-size", type=int, help="Images at once. Default: what memory allows."),
     click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..."),
     click.option("--seed", type=int, default=0, help="Decides which images are drawn."),
@@ -104,13 +122,15 @@ def settings_from(
     compare_checkpoint: Sequence[str],
     weights: str | None,
     compare_weights: Sequence[str],
-    bits: str,
+    bits: str | None,
+    formats: str | None,
     parts: str,
     mode: str,
     budget: str,
     weight_range: str,
     activation_range: str,
     weight_granularity: str,
+    attention_probs: str,
     batch_size: int | None,
     **plain: Any,
 ) -> AnalyzeSettings:
@@ -128,13 +148,18 @@ def settings_from(
                 f"{option} is given {len(given)} times for {len(compare)} --compare models; "
                 "give it once for each, in their order."
             )
+    if bits is not None and formats is not None:
+        raise UserInputError(
+            "--bits and --formats are given: name the integers among the formats, as int8,int4."
+        )
     return AnalyzeSettings(
         model=_request(model, checkpoint, weights),
         compares=tuple(
             _request(name, None if file == "-" else file, source)
             for name, file, source in zip_longest(compare, compare_checkpoint, compare_weights)
         ),
-        bits=_widths(bits),
+        bits=_DEFAULT.bits if bits is None else _widths(bits),
+        formats=() if formats is None else _formats(formats),
         parts=_parts(parts),
         mode=SweepMode(mode),
         budget=Budget.parse(budget).text,  # a wrong one must not be found after measuring
@@ -142,6 +167,7 @@ def settings_from(
             weight_granularity=Granule(weight_granularity),
             weight_range=RangeChoice(weight_range),
             activation_range=RangeChoice(activation_range),
+            attention_probs=ProbsGrid(attention_probs),
         ),
         batch=batch_size,
         **plain,
@@ -163,6 +189,10 @@ def _widths(text: str) -> tuple[int, ...]:
         raise UserInputError(
             f"--bits is {text!r}: write whole numbers with commas, for example 8,6,4."
         ) from error
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    return tuple(format_of(item).name for item in text.split(","))
 
 
 def _parts(text: str) -> tuple[Part, ...]:

@@ -78,16 +78,28 @@ class NumberFormat:
         """``4 bits`` for integers, else the name."""
         return f"{self.bits} bits" if self.is_integer else self.name
 
-    def stored_bits(self, shape: Sequence[int]) -> int:
-        """Bits of a weight `(O, I, ...)`: elements and block scales, not scales of channels.
+    @property
+    def label(self) -> str:
+        """``4`` for integers, else the name: for the heads of tables."""
+        return str(self.bits) if self.is_integer else self.name
+
+    def block_scale_bits(self, shape: Sequence[int]) -> int:
+        """Bits of all block scales of a weight `(O, I, ...)`.
 
         Blocks run over the flattened `I·...` of each output channel; the last one may be short.
         """
-        if not shape:
+        if not shape or not self.block:
             return 0
-        rows, columns = shape[0], math.prod(shape[1:])
-        blocks = rows * -(-columns // self.block) if self.block else 0
-        return rows * columns * self.bits + blocks * self.scale_bits
+        return shape[0] * -(-math.prod(shape[1:]) // self.block) * self.scale_bits
+
+    def wide_scales(self, shape: Sequence[int]) -> int:
+        """Number of float32 scales of a weight `(O, I, ...)`.
+
+        One for each output channel; one for the tensor in nvfp4, none in the mx formats.
+        """
+        if not shape or self.family is Family.MICROSCALING:
+            return 0
+        return 1 if self.family is Family.NVFP4 else shape[0]
 
 
 def _floats() -> tuple[NumberFormat, ...]:

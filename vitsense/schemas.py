@@ -79,6 +79,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "module": "str",
         "part": "str",
         "bits": "int64",
+        "format": "str",
         "status": "str",
         "reason": "str",
         **_OUTCOME,
@@ -101,7 +102,13 @@ SCHEMAS: dict[str, dict[str, str]] = {
     },
     "joint": {"model": "str", "plan": "str", **_PREDICTED, **_OUTCOME},
     "pareto": {"model": "str", "point": "int64", "budget_bits": "float64", **_PREDICTED},
-    "pareto_bits": {"model": "str", "point": "int64", "module": "str", "bits": "int64"},
+    "pareto_bits": {
+        "model": "str",
+        "point": "int64",
+        "module": "str",
+        "bits": "int64",
+        "format": "str",
+    },
     "coverage": {
         "model": "str",
         "name": "str",

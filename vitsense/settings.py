@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitsense.errors import UserInputError
-from vitsense.formats import ALLOWED_BITS
+from vitsense.formats import ALLOWED_BITS, format_of
 
 
 class Part(Enum):
@@ -51,6 +51,15 @@ class RangeChoice(Enum):
     MSE = "mse"
 
 
+class ProbsGrid(Enum):
+    """How integer formats hold attention probabilities."""
+
+    UNIFORM = "uniform"
+    """Evenly spaced, as every other activation."""
+    LOG2 = "log2"
+    """Powers of two (`vitsense.numerics.log2`)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRequest:
     """A model as the user asked for it."""
@@ -76,6 +85,7 @@ class QuantSettings:
     weight_granularity: Granule = Granule.CHANNEL
     weight_range: RangeChoice = RangeChoice.MSE
     activation_range: RangeChoice = RangeChoice.MSE
+    attention_probs: ProbsGrid = ProbsGrid.UNIFORM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +102,9 @@ class AnalyzeSettings:
     calibration: int = 128
     """Calibration images."""
     bits: tuple[int, ...] = (8, 6, 4, 3, 2)
+    """Widths of integer formats; not looked at where ``formats`` are given."""
+    formats: tuple[str, ...] = ()
+    """Names of formats, instead of ``bits``."""
     parts: tuple[Part, ...] = (Part.BOTH,)
     quant: QuantSettings = QuantSettings()
     mode: SweepMode = SweepMode.EXACT
@@ -115,6 +128,9 @@ class AnalyzeSettings:
             raise UserInputError(f"--bits has {seen}: use some of {allowed}, for example 8,6,4.")
         if len(set(self.bits)) != len(self.bits):
             raise UserInputError(f"--bits names a width twice: {self.bits}.")
+        names = [format_of(name).name for name in self.formats]
+        if len(set(names)) != len(names):
+            raise UserInputError(f"--formats names a format twice: {', '.join(names)}.")
         for name, value, least in (
             ("--images", self.images, 1),
             ("--calibration", self.calibration, 1),
@@ -125,6 +141,17 @@ class AnalyzeSettings:
                 raise UserInputError(f"{name} is {value}: it must be at least {least}.")
         if not self.parts:
             raise UserInputError("--parts is empty: use both, weights or activations.")
+
+    @property
+    def format_names(self) -> tuple[str, ...]:
+        """Names of the formats that are measured, as they were given."""
+        return self.formats or tuple(f"int{bits}" for bits in self.bits)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits of the integer formats among them."""
+        forms = map(format_of, self.format_names)
+        return tuple(form.bits for form in forms if form.is_integer)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``run.json``."""

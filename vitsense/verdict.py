@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vitsense.formats import NumberFormat, format_of
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -42,9 +44,9 @@ def verdict(
         )
     worst = worst_modules(sensitivity)
     if worst is not None:
-        names, share, bits = worst
+        names, share, form = worst
         lines.append(
-            f"{model}: {len(names)} modules cause {share:.0f} % of the divergence at {bits} bits: "
+            f"{model}: {len(names)} modules cause {share:.0f} % of the divergence at {form.words}: "
             f"{', '.join(names)}."
         )
     return lines
@@ -70,20 +72,27 @@ def _points(value: float, low: float, high: float) -> str:
     return text.replace("-0.0", "0.0").replace("-", "\u2212")
 
 
-def decisive_bits(sensitivity: pd.DataFrame) -> int | None:
-    """The width at which modules are compared: 4 if measured, else the one nearest to it."""
-    widths = sorted(set(sensitivity["bits"]))
-    return min(widths, key=lambda w: (abs(w - 4), w)) if widths else None
+def decisive_format(sensitivity: pd.DataFrame) -> NumberFormat | None:
+    """Where modules are compared: at 4 bits if measured, else in the format nearest to it.
 
-
-def worst_modules(sensitivity: pd.DataFrame, most: int = 5) -> tuple[list[str], float, int] | None:
-    """The modules with the largest divergence at the decisive width, and their share of the sum."""
-    good = sensitivity[(sensitivity["status"] == "measured") & (sensitivity["part"] == "both")]
-    bits = decisive_bits(good)
-    if bits is None:
+    Integers go before other formats of as many bits.
+    """
+    forms = [format_of(name) for name in sorted(set(sensitivity["format"]))]
+    if not forms:
         return None
-    kl = good[good["bits"] == bits].set_index("module")["kl"].astype(float)
+    return min(forms, key=lambda f: (abs(f.effective_bits - 4), not f.is_integer, f.effective_bits))
+
+
+def worst_modules(
+    sensitivity: pd.DataFrame, most: int = 5
+) -> tuple[list[str], float, NumberFormat] | None:
+    """The modules with the largest divergence in the decisive format, and their share of all."""
+    good = sensitivity[(sensitivity["status"] == "measured") & (sensitivity["part"] == "both")]
+    form = decisive_format(good)
+    if form is None:
+        return None
+    kl = good[good["format"] == form.name].set_index("module")["kl"].astype(float)
     if kl.sum() <= 0:
         return None
     top = kl.sort_values(ascending=False, kind="stable")[:most]
-    return list(top.index), 100 * float(top.sum() / kl.sum()), bits
+    return list(top.index), 100 * float(top.sum() / kl.sum()), form

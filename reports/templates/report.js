@@ -15,7 +15,7 @@
   function value(row, column, kind) {
     if (kind === "index") { return Number(row.id.split("-").pop()); }
     var cell = row.cells[column], found;
-    if (kind === "bits") { return parseInt(cell.textContent, 10) || 0; }
+    if (kind === "bits") { found = /\d+/.exec(cell.textContent); return found ? Number(found[0]) : 0; }
     if (kind === "text") { return cell.textContent; }
     found = /, (\S+) nats/.exec(cell.title);
     return found ? Number(found[1].replace("\u2212", "-")) : -1;
@@ -74,12 +74,13 @@
     // the numbers of one cell: under the pointer, touched, or reached with the arrow keys
     var readout = filters.querySelector(".readout");
     var reasons = section.querySelectorAll(".why tbody tr");
+    function words(label) { return /^\d+$/.test(label) ? label + " bits" : label; }
     function read(cell) {
       var name = cell.parentNode.cells[0].textContent, bits = heads[cell.cellIndex].dataset.b;
       var noise = cell.classList.contains("noise") ? "; not distinguishable from zero" : "";
       var reason = reasons[rows.indexOf(cell.parentNode)];
-      if (cell.title) { readout.textContent = name + " at " + bits + " bits: " + cell.title + noise; }
-      else if (reason) { readout.textContent = name + ": " + reason.cells[1].textContent + " bits recommended, " + reason.cells[2].textContent; }
+      if (cell.title) { readout.textContent = name + " at " + words(bits) + ": " + cell.title + noise; }
+      else if (reason) { readout.textContent = name + ": " + words(reason.cells[1].textContent) + " recommended, " + reason.cells[2].textContent; }
     }
     function cellOf(event) { return event.target.closest("tbody td, tbody th"); }
     var pointer = "";
@@ -150,11 +151,12 @@
       var text = new TextDecoder().decode(Uint8Array.from(raw, function (c) { return c.charCodeAt(0); }));
       if (!picked) { return text; }
       var made = JSON.parse(text), bits = {};
-      rows.forEach(function (row) { bits[row.cells[0].textContent] = Number(row.querySelector(".bits strong").textContent); });
+      rows.forEach(function (row) { bits[row.cells[0].textContent] = row.querySelector(".bits strong").textContent; });
       made.modules.forEach(function (module) {
-        module.bits = bits[module.name];
-        if (module.weight) { module.weight = "int" + module.bits; }
-        if (module.activation) { module.activation = "uint" + module.bits; }
+        var label = bits[module.name], whole = /^\d+$/.test(label);
+        module.bits = heads.reduce(function (n, h) { return h.dataset.b === label ? Number(h.dataset.bits) : n; }, module.bits);
+        if (module.weight) { module.weight = whole ? "int" + label : label; }
+        if (module.activation) { module.activation = whole ? "uint" + label : label; }
         module.reason = "";
       });
       made.budget = "avg-bits=" + picked.avg.toFixed(3);

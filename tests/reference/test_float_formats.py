@@ -264,10 +264,12 @@ def test_effective_bits_count_the_scales_of_blocks() -> None:
     assert effective["mxfp4"] == 4.25
     assert effective["mxfp6_e2m3"] == 6.25
     assert effective["nvfp4"] == 4.5
-    assert format_of("mxfp4").stored_bits((10, 80)) == 10 * (80 * 4 + 3 * 8)
-    assert format_of("nvfp4").stored_bits((6, 5, 3, 3)) == 6 * (45 * 4 + 3 * 8)
-    assert format_of(4).stored_bits((10, 80)) == 3200
-    assert format_of("mxfp4").stored_bits(()) == 0
+    assert format_of("mxfp4").block_scale_bits((10, 80)) == 10 * 3 * 8
+    assert format_of("nvfp4").block_scale_bits((6, 5, 3, 3)) == 6 * 3 * 8
+    assert format_of(4).block_scale_bits((10, 80)) == 0
+    assert format_of("mxfp4").block_scale_bits(()) == 0
+    scales = [format_of(n).wide_scales((10, 80)) for n in ("int4", "fp8_e4m3", "mxfp4", "nvfp4")]
+    assert scales == [10, 10, 0, 1]
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -51,7 +51,7 @@ def test_tables_hold_every_module_once() -> None:
     modules, statistics, sensitivity = two_models()
     found = compare_models(modules, statistics, sensitivity)
     assert found is not None
-    assert found.bits == 4
+    assert found.format.words == "4 bits"
     assert len(found.per_module) == len(modules)
     assert found.by_role.groupby("model")["kl_share"].sum().tolist() == pytest.approx([100, 100])
     by_hand = sensitivity[(sensitivity["model"] == "vit") & (sensitivity["bits"] == 4)]["kl"].sum()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ NAMES = st.text(min_size=1, max_size=12)
             weight=st.none() | st.just("int4"),
             pinned=st.booleans(),
             reason=NAMES,
-        ),
+        ).map(lambda m: replace(m, weight=m.weight and f"int{m.bits}")),
         min_size=1,
         max_size=5,
         unique_by=lambda m: m.name,
@@ -229,7 +230,7 @@ def test_unknown_pins_are_refused() -> None:
 def test_first_and_last_weights_are_pinned_by_default() -> None:
     modules = modules_table()
     problem = make_problem(modules, sensitivity_table(modules), 10_000)
-    assert problem.pins == {"block.0": 8, "block.5": 8}
+    assert problem.pins == {"block.0": "int8", "block.5": "int8"}
 
 
 def test_divergence_never_rises_with_bits() -> None:
@@ -240,7 +241,7 @@ def test_divergence_never_rises_with_bits() -> None:
     noisy.loc[swap, "kl"] = 10.0  # noise made the widest look worst
     problem = make_problem(modules, noisy, 10_000)
     widths = problem.divergence["block.1"]
-    assert [widths[b] for b in (2, 3, 4, 8)] == sorted(widths.values(), reverse=True)
+    assert [widths[f"int{b}"] for b in (2, 3, 4, 8)] == sorted(widths.values(), reverse=True)
 
 
 def test_every_module_of_a_plan_has_a_reason() -> None:

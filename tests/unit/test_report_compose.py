@@ -45,7 +45,8 @@ def test_every_module_and_width_is_in_the_table(run: RunFolder, document: Docume
     for model in document.models:
         mine = modules[modules["model"] == model.key]
         assert [row.name for row in model.rows] == list(mine["module"])
-        assert model.widths == WIDTHS
+        assert tuple(bits for _, bits in model.columns) == WIDTHS
+        assert [label for label, _ in model.columns] == [str(width) for width in WIDTHS]
         assert all(tuple(c.bits for c in row.cells) == WIDTHS for row in model.rows)
 
 

@@ -94,6 +94,7 @@ CHANGES: dict[str, Any] = {
     "images": 7,
     "calibration": 7,
     "bits": (8,),
+    "formats": ("mxfp4",),
     "parts": (Part.WEIGHTS,),
     "quant": QuantSettings(weight_range=RangeChoice.MINMAX, weight_granularity=Granule.TENSOR),
     "batch": 4,

@@ -117,7 +117,7 @@ def _per_module(model: str, comparison: Comparison) -> list[Finding]:
         Finding(
             key=f"{model}-module-mhsa-ffn",
             headline=(
-                f"{model} at {comparison.bits} bits: a single attention module is "
+                f"{model} at {comparison.format.words}: a single attention module is "
                 f"{_comparative(words)} a feed-forward layer"
             ),
             sentence=(
@@ -193,7 +193,7 @@ def _pair(first: str, second: str, comparison: Comparison) -> list[Finding]:
         value, low, high = _bootstrap_ratio(a, b, statistic)
         if not math.isfinite(high):
             continue
-        where = f"At {comparison.bits} bits, " if column == "kl" else ""
+        where = f"At {comparison.format.words}, " if column == "kl" else ""
         found.append(
             Finding(
                 key=f"{first}-{second}-{key}",

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from vitsense.formats import NumberFormat
 from vitsense.sites import ModuleRole
-from vitsense.verdict import decisive_bits
+from vitsense.verdict import decisive_format
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,8 +23,8 @@ MHSA_ROLES = tuple(role.value for role in ModuleRole if role.in_attention)
 class Comparison:
     """Tables over all models of a run."""
 
-    bits: int
-    """The width at which modules are compared."""
+    format: NumberFormat
+    """Where modules are compared."""
     per_module: pd.DataFrame
     """model, module, role, group, depth, params, kl, drop, weight and activation statistics."""
     by_role: pd.DataFrame
@@ -45,15 +46,15 @@ def compare_models(
     good = sensitivity[sensitivity["status"] == "measured"]
     parts = set(good["part"])
     good = good[good["part"] == ("both" if "both" in parts else next(iter(parts), "both"))]
-    bits = decisive_bits(good)
-    if bits is None:
+    form = decisive_format(good)
+    if form is None:
         return None
-    cells = good[good["bits"] == bits][["model", "module", "kl", "drop", "agreement"]]
+    cells = good[good["format"] == form.name][["model", "module", "kl", "drop", "agreement"]]
     merged = modules.merge(cells, on=["model", "module"], how="left")
     merged = merged.merge(_site_columns(statistics, modules), on=["model", "module"], how="left")
     merged["group"] = merged["role"].map(group_of)
     return Comparison(
-        bits=bits, per_module=merged, by_role=_by_role(merged), spread=_spread(merged)
+        format=form, per_module=merged, by_role=_by_role(merged), spread=_spread(merged)
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsense.errors import SiteMismatchError
+from vitsense.formats import FormatLike
 from vitsense.plan.budget import Budget
 from vitsense.plan.make import make_plan, tie_groups
 from vitsense.plan.plan import Plan
@@ -22,7 +23,7 @@ def plan_again(
     budget: str,
     *,
     model: str | None = None,
-    pins: Mapping[str, int] | None = None,
+    pins: Mapping[str, FormatLike] | None = None,
     keep_default_pins: bool = True,
     tie: str | None = None,
     out: Path | None = None,
@@ -33,7 +34,7 @@ def plan_again(
         run: Must hold finished measurements.
         budget: As `Budget.parse` reads it.
         model: Its key; None is the first of the run.
-        pins: Modules fixed at given bits.
+        pins: Modules fixed at given bits or formats.
         keep_default_pins: Whether the first and last module stay at 8 bits.
         tie: ``qkv`` or ``block``: equal bits within these groups.
         out: File; None is the run's own plan file.

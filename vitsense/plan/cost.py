@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vitsense.formats import FormatLike, NumberFormat, format_of
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -19,7 +21,7 @@ class Cost:
     """The cost of a whole model under a plan."""
 
     avg_bits: float
-    """Mean bits of a quantized weight."""
+    """Mean bits of a quantized weight, with its share of block scales."""
     size_mb: float
     """Everything that is stored, in 10^6 bytes: weights, one scale per output channel, the rest
     of the parameters in float."""
@@ -27,31 +29,40 @@ class Cost:
     """10^9 bit operations of one image: multiply-accumulates times both operands' bits."""
 
 
-def cost_of(modules: pd.DataFrame, bits: Mapping[str, int], total_params: int) -> Cost:
-    """The cost of giving every module of ``modules`` (one model's ``modules.csv``) its bits.
+def cost_of(modules: pd.DataFrame, bits: Mapping[str, FormatLike], total_params: int) -> Cost:
+    """The cost of giving every module of ``modules`` (one model's ``modules.csv``) its format.
 
-    Modules that are not in ``bits`` stay in float.
+    Modules that are not in ``bits`` (bits of integers, or names of formats) stay in float. The
+    scales of blocks count to the bits of a weight, those of channels and tensors to the size only;
+    a bit operation is one of elements.
 
     Source: bit operations as in HAWQ-V3 (Yao et al. 2021, section 3.3), MACs x bits x bits.
     """
-    widths = modules["module"].map(lambda name: bits.get(name, FLOAT_BITS)).to_numpy()
-    params, macs = modules["params"].to_numpy(), modules["macs"].to_numpy()
-    quantized = modules["module"].isin(list(bits)).to_numpy()
-    weights = params[quantized].sum()
-    stored = float((params * widths)[quantized].sum())
-    scales = sum(
-        _channels(shape)
-        for shape, is_in in zip(modules["weight_shape"], quantized, strict=True)
-        if is_in
-    )
-    rest = total_params - int(weights)
+    weights, stored, scales, bitops = 0, 0, 0, 0
+    for name, params, macs, shape in zip(
+        *(modules[column] for column in ("module", "params", "macs", "weight_shape")), strict=True
+    ):
+        if name not in bits:
+            bitops += int(macs) * FLOAT_BITS**2
+            continue
+        form = format_of(bits[name])
+        weights += int(params)
+        stored += weight_bits(form, int(params), shape)
+        scales += form.wide_scales(shape_of(shape))
+        bitops += int(macs) * form.bits**2
+    rest = total_params - weights
     return Cost(
         avg_bits=stored / weights if weights else math.nan,
         size_mb=(stored + FLOAT_BITS * (scales + rest)) / 8e6,
-        bitops_g=float((macs * widths * widths).sum()) / 1e9,
+        bitops_g=bitops / 1e9,
     )
 
 
-def _channels(shape: str) -> int:
-    """Output channels of a weight's shape as text, ``768x192`` (empty for products)."""
-    return int(shape.split("x", maxsplit=1)[0]) if shape else 0
+def weight_bits(form: NumberFormat, params: int, shape: str) -> int:
+    """Bits of a weight's elements and of the scales of its blocks."""
+    return params * form.bits + form.block_scale_bits(shape_of(shape))
+
+
+def shape_of(text: str) -> tuple[int, ...]:
+    """The shape that ``768x192`` says; empty for products."""
+    return tuple(map(int, text.split("x"))) if text else ()

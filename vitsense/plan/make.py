@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from vitsense.formats import format_of
 from vitsense.plan.budget import Budget
 from vitsense.plan.plan import ModulePlan, Plan
 from vitsense.plan.solve import Assignment, Problem
@@ -47,34 +48,37 @@ def _module_plan(
     row: Mapping[str, Any], assignment: Assignment, problem: Problem, reason: str
 ) -> ModulePlan:
     name = row["module"]
-    bits = assignment.bits[name]
+    form = format_of(assignment.formats[name])
     return ModulePlan(
         name=name,
-        bits=bits,
+        bits=form.bits,
         role=row["role"],
-        weight=f"int{bits}" if row["params"] else None,
-        activation=f"uint{bits}",
+        weight=form.name if row["params"] else None,
+        activation=f"u{form.name}" if form.is_integer else form.name,
         pinned=name in problem.pins,
         reason=reason,
     )
 
 
 def _reasons(problem: Problem, assignment: Assignment) -> dict[str, str]:
-    """One sentence per module from its divergence, at its bits and one step narrower."""
+    """One sentence per module from its divergence, in its format and one step narrower."""
     total = assignment.prediction.kl
     found = {}
-    for name, bits in assignment.bits.items():
-        table = problem.divergence[name]
-        narrower = [w for w in sorted(table) if w < bits]
-        share = 100 * table[bits] / total if total > 0 else 0.0
-        costs = f"{table[bits]:.2g} nats at {bits} bits ({share:.0f} % of the plan's sum)"
+    for name, chosen in assignment.formats.items():
+        table, form = problem.divergence[name], format_of(chosen)
+        narrower = [
+            other for other in map(format_of, table) if other.effective_bits < form.effective_bits
+        ]
+        share = 100 * table[chosen] / total if total > 0 else 0.0
+        costs = f"{table[chosen]:.2g} nats at {form.words} ({share:.0f} % of the plan's sum)"
         if name in problem.pins:
-            found[name] = f"pinned at {bits} bits; {costs}"
+            found[name] = f"pinned at {form.words}; {costs}"
         elif not narrower:
             found[name] = f"narrowest width measured; {costs}"
         else:
-            below = narrower[-1]
-            found[name] = f"{costs}; {below} bits would cost {table[below]:.2g}"
+            # of the next narrower ones the best
+            below = max(narrower, key=lambda other: (other.effective_bits, -table[other.name]))
+            found[name] = f"{costs}; {below.words} would cost {table[below.name]:.2g}"
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vitsense.errors import SiteMismatchError, UserInputError
-from vitsense.formats import ALLOWED_BITS
+from vitsense.formats import ALLOWED_BITS, format_of
 from vitsense.runfolder import atomic_write, json_text, read_json
 
 PLAN_SCHEMA = "vitsense.plan/1"
@@ -25,12 +25,18 @@ class ModulePlan:
     bits: int
     role: str = ""
     weight: str | None = None
-    """Format of the weight, ``int4``; None for products."""
+    """Format of the weight, ``int4`` or ``mxfp4``; None for products."""
     activation: str | None = None
-    """Format of the activations, ``uint4``."""
+    """Format of the activations, ``uint4`` or ``mxfp4``."""
     pinned: bool = False
     reason: str = ""
     """In plain words, from the measured numbers."""
+
+    @property
+    def format(self) -> str:
+        """The format that was measured: ``int4`` for int4 weights and uint4 activations."""
+        named = self.weight or self.activation or f"int{self.bits}"
+        return named.removeprefix("u")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,11 @@ class Plan:
     def bits(self) -> dict[str, int]:
         """Module -> bits."""
         return {module.name: module.bits for module in self.modules}
+
+    @property
+    def formats(self) -> dict[str, str]:
+        """Module -> format, as `vitsense.formats` names it."""
+        return {module.name: module.format for module in self.modules}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values in the order of the file."""
@@ -140,4 +151,13 @@ def _module(row: Any, where: str) -> ModulePlan:
             f"{where} ({name}): bits is {json.dumps(bits)}; allowed are {allowed}."
         )
     known = {key: row[key] for key in ModulePlan.__slots__ if key in row}
-    return ModulePlan(**known)
+    module = ModulePlan(**known)
+    try:
+        form = format_of(module.format)
+    except (UserInputError, AttributeError) as error:
+        raise UserInputError(f"{where} ({name}): {error}") from error
+    if form.bits != bits:
+        raise UserInputError(
+            f"{where} ({name}): bits is {bits}, but {form.name} has {form.bits}; make them agree."
+        )
+    return module

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitsense.errors import MeasurementError, SiteMismatchError, UserInputError
+from vitsense.formats import FormatLike, format_of
 from vitsense.plan.budget import Budget, BudgetKind
-from vitsense.plan.cost import FLOAT_BITS, Cost, cost_of
+from vitsense.plan.cost import FLOAT_BITS, Cost, cost_of, shape_of, weight_bits
 from vitsense.plan.predict import DropModel, Prediction
 
 if TYPE_CHECKING:
@@ -30,21 +31,27 @@ class Problem:
 
     modules: pd.DataFrame
     """Rows of ``modules.csv``, in order."""
-    divergence: Mapping[str, Mapping[int, float]]
-    """Module -> bits -> nats, never rising with bits."""
+    divergence: Mapping[str, Mapping[str, float]]
+    """Module -> format -> nats, never rising with bits over the integer formats."""
     total_params: int
-    pins: Mapping[str, int] = field(default_factory=dict)
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """Module -> format."""
     ties: Sequence[Sequence[str]] = ()
-    """Groups of modules that must have equal bits."""
+    """Groups of modules that must have equal formats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """Bits for every module, with what they cost."""
+    """A format for every module, with what they cost."""
 
-    bits: Mapping[str, int]
+    formats: Mapping[str, str]
     cost: Cost
     prediction: Prediction
+
+    @property
+    def bits(self) -> dict[str, int]:
+        """Bits of the elements of every module."""
+        return {name: format_of(form).bits for name, form in self.formats.items()}
 
 
 def make_problem(
@@ -52,7 +59,7 @@ def make_problem(
     sensitivity: pd.DataFrame,
     total_params: int,
     *,
-    pins: Mapping[str, int] | None = None,
+    pins: Mapping[str, FormatLike] | None = None,
     ties: Sequence[Sequence[str]] = (),
 ) -> Problem:
     """Gather the measured cells of one model into a problem.
@@ -61,8 +68,9 @@ def make_problem(
         modules: ``modules.csv`` of the model.
         sensitivity: ``sensitivity.csv`` of the model; only part ``both`` and measured rows count.
         total_params: Of the whole model.
-        pins: Module -> bits; None pins the first and the last module with weights at 8 bits.
-        ties: Groups of modules that must have equal bits.
+        pins: Module -> bits or format; None pins the first and the last module with weights at 8
+            bits.
+        ties: Groups of modules that must have equal formats.
 
     Raises:
         MeasurementError: a module has no measured width.
@@ -72,22 +80,28 @@ def make_problem(
     names = list(modules["module"])
     divergence = {}
     for name, rows in good.groupby("module", sort=False):
-        divergence[str(name)] = _monotone(rows["bits"].to_numpy(), rows["kl"].to_numpy(dtype=float))
+        divergence[str(name)] = _monotone(
+            dict(zip(rows["format"], rows["kl"].astype(float), strict=True))
+        )
     missing = [name for name in names if name not in divergence]
     if missing:
         raise MeasurementError(
             f"{len(missing)} modules were not measured with weights and activations together, "
             f"first {missing[0]!r}; run vitsense analyze with --parts both."
         )
-    chosen = default_pins(modules, divergence) if pins is None else dict(pins)
+    chosen: dict[str, str] = (
+        default_pins(modules, divergence)
+        if pins is None
+        else {name: format_of(like).name for name, like in pins.items()}
+    )
     for name in [*chosen, *(n for group in ties for n in group)]:
         if name not in divergence:
             raise SiteMismatchError(f"The model has no module {name!r} to pin or tie.")
     for name, width in chosen.items():
         if width not in divergence[name]:
-            allowed = ", ".join(map(str, sorted(divergence[name])))
+            allowed = ", ".join(format_of(w).label for w in divergence[name])
             raise UserInputError(
-                f"{name} cannot be pinned at {width} bits: measured are {allowed}."
+                f"{name} cannot be pinned at {format_of(width).words}: measured are {allowed}."
             )
     return Problem(
         modules=modules.reset_index(drop=True),
@@ -99,25 +113,37 @@ def make_problem(
 
 
 def default_pins(
-    modules: pd.DataFrame, divergence: Mapping[str, Mapping[int, float]]
-) -> dict[str, int]:
-    """The first and the last module with weights, at 8 bits (or the widest measured below)."""
+    modules: pd.DataFrame, divergence: Mapping[str, Mapping[str, float]]
+) -> dict[str, str]:
+    """The first and the last module with weights, at 8 bits (or the widest measured below).
+
+    Of several formats of that many bits, the integer one, else the one of least divergence.
+    """
     weighted = modules[modules["params"] > 0]["module"]
     found = {}
     for name in {weighted.iloc[0], weighted.iloc[-1]} if len(weighted) else set():
-        widths = [w for w in divergence[name] if w <= PIN_BITS]
-        if widths:
-            found[name] = max(widths)
+        forms = [format_of(w) for w in divergence[name] if format_of(w).bits <= PIN_BITS]
+        if forms:
+            kl = divergence[name]
+            best = max(forms, key=lambda form: (form.bits, form.is_integer, -kl[form.name]))
+            found[name] = best.name
     return found
 
 
-def _monotone(bits: NDArray[np.int64], kl: NDArray[np.float64]) -> dict[int, float]:
-    """Divergence that never rises with bits: isotonic regression averages out sampling noise."""
+def _monotone(kl: Mapping[str, float]) -> dict[str, float]:
+    """Formats from narrow to wide, with divergence that never rises with bits of integers.
+
+    Isotonic regression averages out sampling noise; formats of other kinds are in no order.
+    """
     from scipy.optimize import isotonic_regression
 
-    order = np.argsort(bits)
-    smooth = isotonic_regression(kl[order], increasing=False).x
-    return {int(b): max(float(v), 0.0) for b, v in zip(bits[order], smooth, strict=True)}
+    forms = sorted((format_of(name) for name in kl), key=lambda form: form.effective_bits)
+    found = {form.name: max(kl[form.name], 0.0) for form in forms}
+    integers = [form.name for form in forms if form.is_integer]
+    if integers:
+        smooth = isotonic_regression([kl[name] for name in integers], increasing=False).x
+        found |= {name: max(float(v), 0.0) for name, v in zip(integers, smooth, strict=True)}
+    return found
 
 
 def solve(problem: Problem, budget: Budget, model: DropModel) -> Assignment:
@@ -195,32 +221,41 @@ class _Table:
         self._choices = [
             (i, width)
             for i, name in enumerate(self._names)
-            for width in sorted(problem.divergence[name])
+            for width in problem.divergence[name]
             if problem.pins.get(name, width) == width
         ]
+        forms = [format_of(width) for _, width in self._choices]
         owner = np.array([i for i, _ in self._choices])
-        bits = np.array([width for _, width in self._choices], dtype=np.float64)
+        bits = np.array([form.effective_bits for form in forms])
         params, macs = (modules[c].to_numpy(dtype=np.float64)[owner] for c in ("params", "macs"))
+        shapes = modules["weight_shape"].to_numpy()[owner]
+        held = np.array(
+            [weight_bits(f, int(p), s) for f, p, s in zip(forms, params, shapes, strict=True)],
+            dtype=np.float64,
+        )
+        scales = np.array([f.wide_scales(shape_of(s)) for f, s in zip(forms, shapes, strict=True)])
         self._owner, self._bits = owner, bits
+        names = sorted({form.name for form in forms})
+        self._codes = np.array([1.0 + names.index(form.name) for form in forms])
         self.one_each = (owner[None, :] == np.arange(len(self._names))[:, None]).astype(float)
         self.kl = np.array([problem.divergence[self._names[i]][w] for i, w in self._choices])
         is_product = params == 0
         weights = max(float(modules["params"].sum()), 1.0)
         products = modules.loc[modules["params"] == 0, "macs"].sum()
-        self._weight_bits = params * bits / weights
+        self._weight_bits = held / weights
         self._product_bits = is_product * macs * bits / max(float(products), 1.0)
         self.width = self._weight_bits + self._product_bits
-        self._stored = params * bits / 8e6
-        self._bitops = macs * bits * bits / 1e9
+        self._stored = (held + FLOAT_BITS * scales) / 8e6
+        self._bitops = macs * np.array([form.bits**2 for form in forms]) / 1e9
         self.tied = self._ties(problem.ties)
 
     def _ties(self, ties: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-        """Rows that are zero when neighbours of a group have equal bits."""
+        """Rows that are zero when neighbours of a group have equal formats."""
         rows = []
         for group in ties:
             numbers = [self._names.index(name) for name in group]
             for a, b in zip(numbers, numbers[1:], strict=False):
-                rows.append(self._bits * (self._owner == a) - self._bits * (self._owner == b))
+                rows.append(self._codes * (self._owner == a) - self._codes * (self._owner == b))
         return np.array(rows) if rows else np.zeros((0, len(self._choices)))
 
     def limits(self, budget: Budget, model: DropModel) -> list[tuple[NDArray[np.float64], float]]:
@@ -250,8 +285,8 @@ class _Table:
         )
 
     def assignment(self, columns: NDArray[np.int64], model: DropModel) -> Assignment:
-        bits = {self._names[self._choices[c][0]]: self._choices[c][1] for c in columns}
-        return assignment_of(self.problem, bits, model)
+        formats = {self._names[self._choices[c][0]]: self._choices[c][1] for c in columns}
+        return assignment_of(self.problem, formats, model)
 
 
 def narrowest(problem: Problem, model: DropModel) -> Assignment:
@@ -260,23 +295,23 @@ def narrowest(problem: Problem, model: DropModel) -> Assignment:
     return table.assignment(table.extreme(np.argmin), model)
 
 
-def assignment_of(problem: Problem, bits: Mapping[str, int], model: DropModel) -> Assignment:
-    """Cost and prediction of bits that were chosen elsewhere."""
+def assignment_of(problem: Problem, bits: Mapping[str, FormatLike], model: DropModel) -> Assignment:
+    """Cost and prediction of bits or formats that were chosen elsewhere."""
     return Assignment(
-        bits=dict(bits),
+        formats={name: format_of(like).name for name, like in bits.items()},
         cost=cost_of(problem.modules, bits, problem.total_params),
         prediction=model.predict(summed_divergence(problem, bits)),
     )
 
 
-def summed_divergence(problem: Problem, bits: Mapping[str, int]) -> float:
-    """Sum over modules of the one-at-a-time divergence at their bits, nats."""
+def summed_divergence(problem: Problem, bits: Mapping[str, FormatLike]) -> float:
+    """Sum over modules of the one-at-a-time divergence in their formats, nats."""
     return float(
-        sum(problem.divergence[name].get(w, 0.0) for name, w in bits.items() if w < FLOAT_BITS)
+        sum(problem.divergence[name].get(format_of(like).name, 0.0) for name, like in bits.items())
     )
 
 
-def uniform(problem: Problem, width: int, *, pinned: bool = False) -> dict[str, int]:
+def uniform(problem: Problem, width: FormatLike, *, pinned: bool = False) -> dict[str, FormatLike]:
     """Every module at ``width``; with ``pinned``, the pinned ones at theirs."""
     bits = dict.fromkeys(problem.modules["module"], width)
     return bits | dict(problem.pins) if pinned else bits

@@ -41,7 +41,8 @@ def compose(run: RunFolder) -> Document:
         ),
         warnings=_warnings(record),
         images=int(record["data"]["evaluation"]),
-        bits=comparison.bits if comparison else 0,
+        bits=comparison.format.bits if comparison else 0,
+        at=comparison.format.words if comparison else "",
         models=models,
         findings=tuple(
             (f.headline, f.sentence[:1].upper() + f.sentence[1:])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitsense.formats import NumberFormat, format_of
 from vitsense.plan.plan import Plan
 from vitsense.report.chapters import model_chapters
 from vitsense.report.document import (
@@ -44,7 +45,7 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
     plan_path = run.plan_path(None if source.is_first(entry) else key)
     plan = Plan.load(plan_path) if plan_path.is_file() else None
     sensitivity = _shown(mine["sensitivity"])
-    widths = tuple(sorted({int(b) for b in sensitivity["bits"]}, reverse=True))
+    forms = sorted(map(format_of, sorted(set(sensitivity["format"]))), key=_wide_first)
     joint = mine["joint"]
     plans = joint[~joint["plan"].str.startswith("only-")]
     groups = joint[joint["plan"].str.startswith("only-")]
@@ -58,8 +59,8 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         facts=_facts(entry, len(mine["modules"])),
         verdict=(*_sentences(key, entry, sensitivity, joint), *_plan_note(plan, joint)),
         cards=tuple(_cards(entry, joint, sensitivity)),
-        widths=widths,
-        rows=tuple(_rows(mine["modules"], sensitivity, plan, widths)),
+        columns=tuple((form.label, form.bits) for form in forms),
+        rows=tuple(_rows(mine["modules"], sensitivity, plan, forms)),
         distributions=tuple(_distributions(run, key, mine["statistics"], sensitivity)),
         plans=tuple(_plan_row(row) for row in plans.to_dict("records")),
         groups=tuple(_plan_row(row) for row in groups.to_dict("records")),
@@ -73,6 +74,11 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         plan_json=plan_path.read_text(encoding="utf-8") if plan is not None else "",
         chapters=model_chapters(source, key),
     )
+
+
+def _wide_first(form: NumberFormat) -> tuple[bool, float, str]:
+    """Order of the columns: integers, then the others, each from wide to narrow."""
+    return (not form.is_integer, -form.effective_bits, form.name)
 
 
 def _sentences(
@@ -143,12 +149,12 @@ def _cards(entry: Mapping[str, Any], joint: pd.DataFrame, sensitivity: pd.DataFr
         cards.append(_loss_card(label, row))
     worst = worst_modules(sensitivity)
     if worst is not None:
-        names, share, bits = worst
+        names, share, form = worst
         cards.append(
             Card(
                 label=f"{len(names)} worst modules",
                 value=f"{share:.0f} %",
-                detail=f"of the summed divergence at {bits} bits",
+                detail=f"of the summed divergence at {form.words}",
             )
         )
     return cards
@@ -180,10 +186,10 @@ def _rows(
     modules: pd.DataFrame,
     sensitivity: pd.DataFrame,
     plan: Plan | None,
-    widths: tuple[int, ...],
+    forms: Sequence[NumberFormat],
 ) -> list[ModuleRow]:
     planned = {m.name: m for m in plan.modules} if plan is not None else {}
-    cells = {(r["module"], int(r["bits"])): r for r in sensitivity.to_dict("records")}
+    cells = {(r["module"], r["format"]): r for r in sensitivity.to_dict("records")}
     rows = []
     for row in modules.sort_values("index").to_dict("records"):
         name = row["module"]
@@ -196,19 +202,21 @@ def _rows(
                 block=row["block"] or row["stage"],
                 params=count(int(row["params"])) if row["params"] else "none",
                 bits=chosen.bits if chosen else 0,
+                label=format_of(chosen.format).label if chosen else "\u2013",
                 pinned=chosen.pinned if chosen else False,
                 reason=chosen.reason if chosen else "",
-                cells=tuple(_cell(width, cells.get((name, width))) for width in widths),
+                cells=tuple(_cell(form, cells.get((name, form.name))) for form in forms),
             )
         )
     return rows
 
 
-def _cell(bits: int, row: Mapping[str, Any] | None) -> HeatCell:
+def _cell(form: NumberFormat, row: Mapping[str, Any] | None) -> HeatCell:
     if row is None or row["status"] != "measured":
         reason = "it was not measured" if row is None else str(row["reason"])
         return HeatCell(
-            bits=bits,
+            bits=form.bits,
+            label=form.label,
             text="\u2013",
             detail=f"not measured: {reason}",
             sort=-1,
@@ -221,7 +229,8 @@ def _cell(bits: int, row: Mapping[str, Any] | None) -> HeatCell:
     # because 100 minus an agreement of 100 may miss zero by the last bit
     noise = bool(round(low, 9) <= 0 <= round(high, 9))
     return HeatCell(
-        bits=bits,
+        bits=form.bits,
+        label=form.label,
         text=number(value),
         detail=(
             f"{number(value, 2)} ({span(low, high, 2)}), {short(kl)} nats "
@@ -310,7 +319,7 @@ _GROUPS = {"mhsa": "attention (MHSA)", "ffn": "feed-forward (FFN)", "q": "Q", "k
 def _plan_name(name: str) -> str:
     kind, _, value = name.partition("-")
     if kind == "uniform":
-        return f"{value} bits everywhere"
+        return f"{format_of(int(value) if value.isdecimal() else value).words} everywhere"
     if kind == "pareto":
         return f"mixed, about {value} bits"
     if kind == "only":
@@ -322,7 +331,8 @@ def _plan_name(name: str) -> str:
 def _front(pareto: pd.DataFrame, bits: pd.DataFrame, modules: pd.DataFrame) -> list[FrontPoint]:
     order = list(modules.sort_values("index")["module"])
     by_point = {
-        int(p): dict(zip(g["module"], g["bits"], strict=True)) for p, g in bits.groupby("point")
+        int(p): dict(zip(g["module"], map(format_of, g["format"]), strict=True))
+        for p, g in bits.groupby("point")
     }
     return [
         FrontPoint(
@@ -333,7 +343,8 @@ def _front(pareto: pd.DataFrame, bits: pd.DataFrame, modules: pd.DataFrame) -> l
             drop=round(float(row["predicted_drop"]), 3),
             low=round(float(row["predicted_low"]), 3),
             high=round(float(row["predicted_high"]), 3),
-            bits=tuple(int(by_point[int(row["point"])][name]) for name in order),
+            bits=tuple(by_point[int(row["point"])][name].bits for name in order),
+            labels=tuple(by_point[int(row["point"])][name].label for name in order),
         )
         for row in pareto.to_dict("records")
     ]

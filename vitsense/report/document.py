@@ -36,9 +36,11 @@ class Card:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeatCell:
-    """One module at one width."""
+    """One module in one format."""
 
     bits: int
+    label: str
+    """``4`` for integers, else the name of the format."""
     text: str
     """The loss, ``-`` where it was not measured."""
     detail: str
@@ -61,6 +63,8 @@ class ModuleRow:
     block: str
     params: str
     bits: int
+    label: str
+    """Of its format, as in `HeatCell`; a dash without a plan."""
     pinned: bool
     reason: str
     cells: tuple[HeatCell, ...]
@@ -108,6 +112,8 @@ class FrontPoint:
     high: float
     bits: tuple[int, ...]
     """In the order of the module table."""
+    labels: tuple[str, ...]
+    """Of the formats, in the same order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +129,8 @@ class ModelReport:
     facts: tuple[tuple[str, str], ...]
     verdict: tuple[str, ...]
     cards: tuple[Card, ...]
-    widths: tuple[int, ...]
+    columns: tuple[tuple[str, int], ...]
+    """Label and bits of every format, wide to narrow."""
     rows: tuple[ModuleRow, ...]
     distributions: tuple[Distribution, ...]
     plans: tuple[PlanRow, ...]
@@ -159,7 +166,9 @@ class Document:
     warnings: tuple[str, ...]
     images: int
     bits: int
-    """The width at which modules are compared."""
+    """Of the format in which modules are compared."""
+    at: str
+    """That format in words: ``4 bits``."""
     models: tuple[ModelReport, ...]
     findings: tuple[tuple[str, str], ...]
     """What was found, and the numbers behind it."""

@@ -89,7 +89,7 @@ def _sensitivity(document: Document) -> Picture:
         ax.set_yscale("log")
         plain_ticks(ax.yaxis, log=True)
         ax.set_xlabel("relative depth (0 = first module, 1 = last)")
-        ax.set_ylabel(f"divergence at {document.bits} bits (nats)")
+        ax.set_ylabel(f"divergence at {document.at} (nats)")
         legend(ax, [p.model for p in document.profiles])
 
     peaks = "; ".join(_peak(p) for p in document.profiles)
@@ -97,7 +97,7 @@ def _sensitivity(document: Document) -> Picture:
         "sensitivity",
         drawn(7.0, 3.1, 1, draw),
         _most_sensitive(document),
-        f"Divergence of each module at {document.bits} bits along relative depth. {peaks}.",
+        f"Divergence of each module at {document.at} along relative depth. {peaks}.",
         "Each point is one module quantized alone; the line is a running median. Higher is more "
         "sensitive; the scale is logarithmic, so one step is a factor of ten (values below "
         f"{LEAST_KL:.6f} are drawn there).",
@@ -112,10 +112,10 @@ def _most_sensitive(document: Document) -> str:
         if value is not None
     ]
     if not peaks:
-        return f"Divergence at {document.bits} bits along depth"
+        return f"Divergence at {document.at} along depth"
     value, model, depth = max(peaks)
     return (
-        f"At {document.bits} bits the most sensitive module is in {model}, at relative depth "
+        f"At {document.at} the most sensitive module is in {model}, at relative depth "
         f"{depth:.2f} ({short(value)} nats)"
     )
 
@@ -207,9 +207,8 @@ def _front(model: ModelReport, number: int) -> Picture:
                 markersize=7 if chosen else 4.5,
                 linewidth=1,
             )
-            label = name.replace("uniform-", "").replace("pareto-", "~") + (
-                " bits" if not chosen else ""
-            )
+            label = name.replace("uniform-", "").replace("pareto-", "~")
+            label += " bits" if label[-1].isdecimal() and label[0] in "~0123456789" else ""
             # the front falls to the right: above it uniform widths, below it mixed plans
             offset, side = ((-6, -18 if chosen else -10), "right") if mixed else ((5, 7), "left")
             ax.annotate(

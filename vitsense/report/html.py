@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitsense.report.compose_model import LEVELS
-from vitsense.report.document import Document
+from vitsense.report.document import Document, FrontPoint
 from vitsense.report.drawing import COLOURS, Picture, cividis
 from vitsense.report.inline import inline
 from vitsense.report.svg import HEIGHT, WIDTH, histogram_path, sigma_ticks
@@ -103,7 +103,7 @@ def _page_data(document: Document) -> dict[str, Any]:
                         "drop": p.drop,
                         "low": p.low,
                         "high": p.high,
-                        "bits": "".join("g" if b == 16 else str(b) for b in p.bits),
+                        "bits": _labels(p),
                     }
                     for p in model.front
                 ]
@@ -111,6 +111,13 @@ def _page_data(document: Document) -> dict[str, Any]:
             for model in document.models
         ]
     }
+
+
+def _labels(point: FrontPoint) -> str | list[str]:
+    """The formats of a point: one letter each where all are integers, as most are."""
+    if all(label.isdecimal() for label in point.labels):
+        return "".join("g" if label == "16" else label for label in point.labels)
+    return list(point.labels)
 
 
 def embedded(value: Any) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitsense.errors import MeasurementError
+from vitsense.formats import FormatLike
 from vitsense.numerics.distance import kl_nats, signal_noise, top1_agree
 from vitsense.observe import ReplaySession, Visit, preserved
 from vitsense.progress import NO_PROGRESS, Progress
@@ -139,7 +140,9 @@ class Meter:
         images, labels = batch
         reference = recorded(self._session, images)
         if self._exact is None:
-            self._exact = self._replay_is_exact(min(c.bits for w in cells.values() for c in w))
+            self._exact = self._replay_is_exact(
+                min((c for w in cells.values() for c in w), key=lambda c: (c.bits, c.format)).format
+            )
             if not self._exact:
                 self._progress.note(
                     "This model does not allow replay (its passes differ); every measurement "
@@ -150,7 +153,7 @@ class Meter:
             run = self._session.replay if self._exact else _full(self._session)
             results = {}
             for cell in wanted:
-                visits = self._quantizers.visits(module, cell.bits, cell.part)
+                visits = self._quantizers.visits(module, cell.format, cell.part)
                 results[cell] = outcome_of(reference, run(visits, module), labels)
             self._ledger.record(Entry(span, name, results))
             self._progress.advance(len(labels), name)
@@ -160,7 +163,7 @@ class Meter:
                 "--batch-size 1 and report the model's name."
             )
 
-    def _replay_is_exact(self, bits: int) -> bool:
+    def _replay_is_exact(self, bits: FormatLike) -> bool:
         """Whether replay gives the full pass's logits bit for bit, on modules over the model."""
         modules = self._catalog.modules
         step = max(1, len(modules) // _CHECKED)

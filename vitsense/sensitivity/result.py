@@ -6,6 +6,7 @@ import math
 from dataclasses import astuple, dataclass, fields
 from typing import Any
 
+from vitsense.formats import FormatLike, format_of
 from vitsense.sensitivity import interval
 from vitsense.sensitivity.interval import Interval
 from vitsense.settings import Part
@@ -112,11 +113,25 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One measurement: a module at a bit width, with the part that is quantized."""
+    """One measurement: a module in a number format, with the part that is quantized."""
 
     module: str
     bits: int
+    """Of an element, without scales."""
     part: Part
+    format: str = ""
+    """Name of the format; the integer one of so many bits, if it is not given."""
+
+    def __post_init__(self) -> None:
+        """Name the format of bits that were given alone."""
+        if not self.format:
+            object.__setattr__(self, "format", f"int{self.bits}")
+
+    @classmethod
+    def of(cls, module: str, like: FormatLike, part: Part) -> Cell:
+        """The cell of a module at so many bits, or in the format of that name."""
+        form = format_of(like)
+        return cls(module, form.bits, part, form.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +150,7 @@ class Measured:
             "module": self.cell.module,
             "part": self.cell.part.value,
             "bits": self.cell.bits,
+            "format": self.cell.format,
             "status": "measured" if good else "unmeasured",
             "reason": "" if good else self.reason or "the quantized model's logits are not finite",
             **(self.outcome.row() if good and self.outcome is not None else empty),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
+from vitsense.formats import FormatLike
 from vitsense.observe import ReplaySession, preserved
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.sensitivity.ledger import Ledger, Span
@@ -22,12 +23,14 @@ def measure_exact(
     quantizers: Quantizers,
     batches: Iterable[Batch],
     *,
-    bits: Sequence[int],
+    bits: Sequence[FormatLike],
     parts: Sequence[Part] = (Part.BOTH,),
     ledger: Ledger | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> list[Measured]:
     """Measure every module x width x part on all images of ``batches``.
+
+    Widths are bits of integers or names of formats.
 
     The model is left exactly as it was, also when interrupted.
 
@@ -58,18 +61,18 @@ def measure_exact(
     ]
 
 
-def cells(catalog: SiteCatalog, bits: Sequence[int], parts: Sequence[Part]) -> list[Cell]:
+def cells(catalog: SiteCatalog, bits: Sequence[FormatLike], parts: Sequence[Part]) -> list[Cell]:
     """All cells of a sweep, in the order of the table."""
-    return [Cell(m.name, width, part) for m in catalog for part in parts for width in bits]
+    return [Cell.of(m.name, width, part) for m in catalog for part in parts for width in bits]
 
 
 def measurable(
-    catalog: SiteCatalog, bits: Sequence[int], parts: Sequence[Part]
+    catalog: SiteCatalog, bits: Sequence[FormatLike], parts: Sequence[Part]
 ) -> dict[str, list[Cell]]:
     """The cells that have something to quantize, by module."""
     found = {
         module.name: [
-            Cell(module.name, width, part)
+            Cell.of(module.name, width, part)
             for part in parts
             if not supports(module, part)
             for width in bits
@@ -91,11 +94,11 @@ def measure_joint(
     catalog: SiteCatalog,
     quantizers: Quantizers,
     batches: Iterable[Batch],
-    plans: Mapping[str, Mapping[str, int]],
+    plans: Mapping[str, Mapping[str, FormatLike]],
     *,
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Outcome]:
-    """The outcome of whole plans: module name -> bits, all quantized at once.
+    """The outcome of whole plans: module name -> bits or format, all quantized at once.
 
     Raises:
         MeasurementError: the full-precision model gives logits that are not finite.
