@@ -93,7 +93,9 @@ def analyze_model(
         "modules": modules,
         "statistics": framed("statistics", key, [s.row() for s in statistics.values()]),
         "sensitivity": sensitivity,
-        "grids": grids_frame(key, module, catalog, quantizers, statistics, example, settings.widths),
+        "grids": grids_frame(
+            key, module, catalog, quantizers, statistics, example, settings.widths
+        ),
         "joint": planned.joint,
         "pareto": planned.front,
         "pareto_bits": planned.front_bits,
