@@ -400,3 +400,17 @@ def test_the_program_is_started_by_the_interpreter_too() -> None:
         text=True,
     )
     assert done.returncode == 3
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_the_user_decided(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    os.environ.pop("OMP_WAIT_POLICY", None)
+    if given is not None:
+        os.environ["OMP_WAIT_POLICY"] = given
+    monkeypatch.setattr(sys, "argv", ["vitsense", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert os.environ["OMP_WAIT_POLICY"] == kept
