@@ -1,8 +1,9 @@
 """What statistics cost: a pass with them over the plain pass, in process CPU time.
 
-    OMP_WAIT_POLICY=PASSIVE python benchmarks/statistics_cost.py deit_tiny_patch16_224
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/statistics_cost.py deit_tiny_patch16_224 --threads 1
 
-Plain and measured passes alternate over the same images; the ratio is the median over pairs.
+Plain and measured passes alternate over the same images. Printed are the median of the pairs'
+ratios and the ratio of the shortest of each (other programs on the machine lengthen both kinds).
 `OMP_WAIT_POLICY=PASSIVE` keeps waiting threads from being counted as work. Weights are random:
 costs only, the statistics themselves mean nothing.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import resource
 import statistics
 import time
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from vitsense.discover import find_sites
 from vitsense.observe import observing
+from vitsense.provenance import versions
 from vitsense.sites import Kind, SiteCatalog, SiteRole
 from vitsense.statistics.collect import collect_statistics
 
@@ -54,9 +57,14 @@ def main() -> None:
         "inputs of linear and conv": inputs_only(catalog),
         "all sites (attention operands and weights too)": catalog,
     }
+    found = versions()
     print(
-        f"{options.model}, {options.images} images, batch {options.batch}, {len(catalog)} modules"
+        f"# {options.model}, {options.images} images, batch {options.batch}, {len(catalog)} "
+        f"modules, {options.pairs} pairs, {options.threads} thread(s); {platform.machine()}, "
+        f"{os.cpu_count()} processors, torch {found['torch']}, timm {found['timm']}\n"
     )
+    print("| variant | ratio, median | range | least / least | plain, CPU-s | peak MiB |")
+    print("|---|--:|--:|--:|--:|--:|")
     for label, sites in variants.items():
         compare(label, model, batches, options.pairs, lambda m, b, s=sites: streamed(m, s, b))
     if options.naive_images:
@@ -84,19 +92,20 @@ def compare(
     pairs: int,
     measured: Callable[[nn.Module, Batches], object],
 ) -> None:
-    """Alternate the plain and the measured pass, once to warm up; print the median ratio."""
+    """Alternate the plain and the measured pass, once to warm up; print the row of the table."""
     before = peak_mib()
-    ratios, plain_seconds = [], []
+    times = []
     for number in range(pairs + 1):
-        first = cpu_seconds(lambda: plain(model, batches))
-        second = cpu_seconds(lambda: measured(model, batches))
-        if number:
-            ratios.append(second / first)
-            plain_seconds.append(first)
+        pair = (
+            cpu_seconds(lambda: plain(model, batches)),
+            cpu_seconds(lambda: measured(model, batches)),
+        )
+        times += [pair] if number else []
+    ratios = [second / first for first, second in times]
+    least_plain, least_measured = (min(column) for column in zip(*times, strict=True))
     print(
-        f"{label}: {statistics.median(ratios):.2f} of the plain pass "
-        f"({min(ratios):.2f} to {max(ratios):.2f}, {pairs} pairs; plain "
-        f"{statistics.median(plain_seconds):.2f} CPU-s; peak memory +{peak_mib() - before} MiB)",
+        f"| {label} | {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} | "
+        f"{least_measured / least_plain:.2f} | {least_plain:.2f} | +{peak_mib() - before} |",
         flush=True,
     )
 
