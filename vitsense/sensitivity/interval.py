@@ -69,14 +69,21 @@ def proportion(successes: int, n: int) -> Interval:
 def mean(n: int, total: float, squares: float) -> Interval:
     """A mean of non-negative values from their sum and sum of squares.
 
-    Student's t; the lower end is cut at zero. One value has no interval: it is (0, infinity).
+    Student's t on the logarithm of the mean: of values that are mostly small and sometimes large,
+    as divergences are, a sample more often misses the large ones, so the interval reaches further
+    up than down. It covers more than the plain interval at every sample size that was tried, and
+    as much for symmetric values (tested). One value has no interval: it is (0, infinity).
+
+    Source: delta method on the logarithm of a mean (Casella and Berger 2002, 5.5.4).
     """
     value = total / n
     if n < 2:
         return Interval(value, 0.0, math.inf)
+    if value <= 0 or not math.isfinite(squares):
+        return Interval(value, value, value)
     variance = max(squares - n * value * value, 0.0) / (n - 1)
-    half = _t_quantile(n - 1) * math.sqrt(variance / n)
-    return Interval(value, max(value - half, 0.0), value + half)
+    factor = math.exp(_t_quantile(n - 1) * math.sqrt(variance / n) / value)
+    return Interval(value, value / factor, value * factor)
 
 
 def ratio_db(
