@@ -191,3 +191,47 @@ def test_a_forward_that_raises_leaves_the_next_one_right() -> None:
         with pytest.raises(Exception, match="size|height|shape"):
             quantized(torch.zeros(1, 3, 7, 9))
         assert torch.equal(quantized(images(2)), expected)
+
+
+def kept_bytes(model: nn.Module) -> int:
+    """Bytes of distinct storages that autograd keeps of one forward, parameters left out."""
+    mine = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    sizes: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in mine:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            alive.append(storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(images(8))
+    return sum(sizes.values())
+
+
+@every_family
+def test_no_second_copy_is_kept_for_the_backward_pass(family: str) -> None:
+    model = BUILDERS[family]().train()
+    quantized = prepared(model).train()
+    assert kept_bytes(quantized) <= 1.10 * kept_bytes(model)
+
+
+def test_one_step_for_the_common_input_of_q_k_and_v() -> None:
+    model = BUILDERS["vit"]()
+    apart = prepared(model).eval()
+    together = prepared(model, QatSettings(share_inputs=True)).eval()
+    names = [f"blocks.0.attn.qkv.{part}:input" for part in "qkv"]
+    assert len({id(together.quantizers[name]) for name in names}) == 1
+    with torch.no_grad():  # calibration gave all three the same step
+        torch.testing.assert_close(together(images(2)), apart(images(2)), rtol=1e-4, atol=1e-5)
+        assert torch.equal(convert(together)(images(2)), together(images(2)))
+    restored = restore_qat(
+        model,
+        plan_for(model),
+        together.state_dict(),
+        settings=QatSettings(share_inputs=True),
+        image=images(1),
+    )
+    assert len({id(restored.quantizers[name]) for name in names}) == 1

@@ -189,10 +189,14 @@ def convert(model: QuantizedModel) -> QuantizedModel:
             frozen = FixedQuantizer(quantizer, *quantizer.fixed_grid(weight))
             weights[module.weight][rows_of(module)] = frozen(weight)
             fixed[site.id] = frozen
+    common: dict[int, Quantizer] = {}
     for name, quantizer in model.quantizers.items():
-        if name not in fixed:  # an activation's grid does not depend on the tensor
+        if name in fixed:
+            continue
+        if id(quantizer) not in common:  # an activation's grid does not depend on the tensor
             grid = quantizer.fixed_grid(torch.empty(0, device=device))
-            fixed[name] = FixedQuantizer(quantizer, *grid)
+            common[id(quantizer)] = FixedQuantizer(quantizer, *grid)
+        fixed[name] = common[id(quantizer)]
     ordered = {name: fixed[name] for name in model.quantizers}
     converted = QuantizedModel(plain, model.planned, ordered)
     return converted.requires_grad_(False).eval()
@@ -214,6 +218,7 @@ def _prepared(
     per_head = bool(settings.per_head) and state is None
     seen = calibrate(model, SiteCatalog(modules=modules), batches, per_head=per_head)
     quantizers: dict[str, Quantizer] = {}
+    common: dict[tuple[str, int] | None, Quantizer] = {}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for module in modules:
@@ -221,7 +226,10 @@ def _prepared(
             if weight is None and module.weight is not None:
                 weight = parameters[module.weight][rows_of(module)]
             for site, bits in _rounded_sites(module, planned[module.name]):
-                if site.is_weight:
+                shared = (site.tensor, bits) if settings.share_inputs else None
+                if shared in common:
+                    made = common[shared]
+                elif site.is_weight:
                     assert weight is not None
                     made = weight_quantizer(module, weight, bits, settings)
                 elif state is not None:
@@ -230,6 +238,8 @@ def _prepared(
                 else:
                     made = activation_quantizer(site, bits, settings, seen, batches[0].device)
                 quantizers[site.id] = made
+                if shared is not None:
+                    common[shared] = made
     return QuantizedModel(model, modules, quantizers)
 
 

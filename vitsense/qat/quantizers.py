@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitsense.errors import SiteMismatchError
 from vitsense.numerics.grid import Format
-from vitsense.qat.rounding import Rounding, codes_of, quantize
+from vitsense.qat.rounding import LearnedGrid, Rounding, codes_of, quantize
 from vitsense.qat.settings import StepGradient, WeightMethod
 
 STEP_FLOOR = 1e-8
@@ -92,26 +92,25 @@ class Quantizer(nn.Module):
         """Number of steps (weights: equal runs of the first axis share one)."""
         raise NotImplementedError
 
-    def grid(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Step and offset for ``x``, broadcastable against it and differentiable if learned."""
+    def grid(self, x: Tensor) -> LearnedGrid:
+        """The grid for ``x``; step and offset are differentiable if they are learned."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` rounded to the grid, `x.shape`; gradients reach x, the step and the offset."""
-        step, offset = self.grid(x)
-        return quantize(x, step, offset, self.rounding)
+        return quantize(x, self.grid(x))
 
     @torch.no_grad()
     def fixed_grid(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Step and offset as plain tensors, broadcastable against ``x``."""
-        step, offset = self.grid(x)
+        step, offset, _ = self.grid(x)
         return step.detach(), None if offset is None else offset.detach()
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
         """Whole codes of ``x``, `x.shape`, int32."""
-        step, offset = self.fixed_grid(x)
-        return codes_of(x.detach(), step, offset, self.rounding).to(torch.int32)
+        grid = LearnedGrid(*self.fixed_grid(x), self.rounding)
+        return codes_of(x.detach(), grid).to(torch.int32)
 
     def _load_from_state_dict(
         self, state: Any, prefix: str, metadata: Any, strict: bool, *messages: list[str]
@@ -141,9 +140,9 @@ class FixedQuantizer(Quantizer):
         """Number of steps."""
         return self.step.numel()
 
-    def grid(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
+    def grid(self, x: Tensor) -> LearnedGrid:  # noqa: ARG002
         """The step and the offset."""
-        return self.step, self.offset
+        return LearnedGrid(self.step, self.offset, self.rounding)
 
 
 class LearnedQuantizer(Quantizer):
@@ -219,16 +218,17 @@ class LearnedQuantizer(Quantizer):
         """Number of steps."""
         return self.shape.numel()
 
-    def grid(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Step and offset to use for ``x``, broadcastable, with their gradient factors applied."""
+    def grid(self, x: Tensor) -> LearnedGrid:
+        """Step and offset to use for ``x``, with their gradient factors applied."""
         if self.scale is None:
             with torch.no_grad():
                 step = self._repeated(statistic_step(self._absolute_mean(x), self.bits))
-            return step, step * 0.5
+            return LearnedGrid(step, step * 0.5, self.rounding)
         factor = self.factor(x)
         step = _ScaledGradient.apply(self.scale.abs().clamp(min=STEP_FLOOR), factor)
         offset = None if self.offset is None else _ScaledGradient.apply(self.offset, factor)
-        return self._repeated(step), None if offset is None else self._repeated(offset)
+        offset = None if offset is None else self._repeated(offset)
+        return LearnedGrid(self._repeated(step), offset, self.rounding)
 
     def factor(self, x: Tensor) -> Tensor | float:
         """Factor on the gradient of the step, a number or of the step's shape."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitsense.qat.freezing import ConfidenceGuidedAnnealing, IterativeFreezing
 from vitsense.qat.prepare import QuantizedModel
-from vitsense.qat.rounding import Rounding, codes_of
+from vitsense.qat.rounding import LearnedGrid, Rounding, codes_of
 
 __all__ = [
     "BinReduction",
@@ -114,7 +114,7 @@ def _residual(
     low, high = step * rounding.qmin, step * rounding.qmax
     if offset is not None:
         low, high = low + offset, high + offset
-    codes = codes_of(w, step, offset, rounding)
+    codes = codes_of(w, LearnedGrid(step, offset, rounding))
     levels = codes * step if offset is None else torch.addcmul(offset, codes, step)
     beyond = (w < low) | (w > high)
     return torch.sub(w, levels).masked_fill_(beyond, 0.0), codes, beyond

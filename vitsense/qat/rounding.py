@@ -1,12 +1,19 @@
-"""Rounding to a learned grid and its gradients: pure tensor functions."""
+"""Rounding to a learned grid and its gradients: pure tensor functions.
+
+Everything is written for few passes over memory: on a processor a quantized layer costs little more
+than its matrix product only if rounding makes no temporary tensors.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+_EDGE = 2.0**-20
+"""Part of a step by which the ends of the grid are widened, so that values on them are inside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,39 +27,115 @@ class Rounding:
     clips before it rounds) or infinity (StatsQ, whose gradient passes everywhere)."""
 
 
-def codes_of(x: Tensor, step: Tensor, offset: Tensor | None, rounding: Rounding) -> Tensor:
-    """Whole codes as a new floating-point tensor, `x.shape`.
+class LearnedGrid(NamedTuple):
+    """A grid of tensors: ``step * code + offset``; both broadcast against what is rounded."""
+
+    step: Tensor
+    offset: Tensor | None
+    rounding: Rounding
+
+
+class RoundingGradients(NamedTuple):
+    """Gradients of the rounded tensor, the step and the offset."""
+
+    x: Tensor
+    step: Tensor
+    offset: Tensor | None
+
+
+def codes_of(x: Tensor, grid: LearnedGrid) -> Tensor:
+    """Whole codes as a new floating-point tensor, `x.shape`, at least float32.
 
     Source: Bhalgat et al. 2020, "LSQ+", eq. 1; Esser et al. 2020, eq. 1 (no offset). As in
     `vitsense.numerics.fake_quantize`, the product with the reciprocal of the step, ties to even.
     """
-    shifted = x if offset is None else x - offset
-    return (shifted * (1.0 / step)).round_().clamp_(rounding.qmin, rounding.qmax)
+    # bfloat16 and float16 cannot hold a code and a half
+    x = x if x.dtype is torch.float64 else x.float()
+    inverse = 1.0 / grid.step
+    codes = x * inverse if grid.offset is None else (x - grid.offset).mul_(inverse)
+    return codes.round_().clamp_(grid.rounding.qmin, grid.rounding.qmax)
 
 
-def rounded(x: Tensor, step: Tensor, offset: Tensor | None, rounding: Rounding) -> Tensor:
-    """``x`` on the grid, a new tensor of `x.shape`.
+def rounded(x: Tensor, grid: LearnedGrid) -> Tensor:
+    """``x`` on the grid, a new tensor of `x.shape` and type.
 
     Source: Bhalgat et al. 2020, "LSQ+", eq. 2.
     """
-    values = codes_of(x, step, offset, rounding).mul_(step)
-    return values if offset is None else values.add_(offset)
+    values = codes_of(x, grid).mul_(grid.step)
+    return (values if grid.offset is None else values.add_(grid.offset)).to(x.dtype)
 
 
-def quantize(x: Tensor, step: Tensor, offset: Tensor | None, rounding: Rounding) -> Tensor:
-    """`rounded`, with gradients by the straight-through estimator.
+def rounding_gradients(
+    grad: Tensor, x: Tensor, levels: Tensor, grid: LearnedGrid
+) -> RoundingGradients:
+    """Gradients by the straight-through estimator; ``grad`` is overwritten.
 
     The gradient of x passes where x is inside the grid. The step's is ``code - (x - offset)/step``
-    inside and ``code`` outside; the offset's is 0 inside and 1 outside.
+    inside and ``code`` outside; the offset's is 0 inside and 1 outside. Both are found without a
+    mask from sums over all values (of ``grad``) and over those inside (of the gradient of x)::
+
+        grad_step = (sum grad * (levels - offset) - sum grad_x * (x - offset)) / step
+
+    Args:
+        grad: Of the rounded tensor, `x.shape`; must not be used afterwards.
+        x: What was rounded.
+        levels: What it was rounded to.
+        grid: To which grid.
 
     Source: Esser et al. 2020, eq. 3 and 5; Bhalgat et al. 2020, eq. 3 to 6.
     """
-    result: Tensor = _Quantize.apply(x, step, offset, rounding)
+    step, offset = grid.step, grid.offset
+    kind = x.dtype
+    if kind not in (torch.float32, torch.float64):
+        grad, x, levels = grad.float(), x.float(), levels.float()
+    elif grad.dtype is not kind:
+        grad = grad.to(kind)
+    everywhere = _product_sum(grad, levels, step)
+    total = None if offset is None else grad.sum_to_size(step.shape)
+    inside = _inside(grad, x, grid)
+    difference = everywhere - _product_sum(inside, x, step)
+    grad_offset = None
+    if offset is not None and total is not None:
+        grad_offset = total - inside.sum_to_size(step.shape)
+        difference = difference - offset * grad_offset
+    return RoundingGradients(inside.to(kind), difference / step, grad_offset)
+
+
+def _product_sum(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    """Sum of a * b over the values that share a step."""
+    if like.numel() == 1 and a.is_contiguous() and b.is_contiguous():
+        return torch.dot(a.view(-1), b.view(-1)).reshape(like.shape)
+    return (a * b).sum_to_size(like.shape)
+
+
+def _inside(grad: Tensor, x: Tensor, grid: LearnedGrid) -> Tensor:
+    """``grad`` where x is inside the grid, else 0; in place where that is possible."""
+    rounding, step, offset = grid.rounding, grid.step, grid.offset
+    if rounding.margin == float("inf"):
+        return grad
+    first, last = rounding.qmin - rounding.margin - _EDGE, rounding.qmax + rounding.margin + _EDGE
+    if step.numel() == 1 and step.device.type == "cpu" and not torch.compiler.is_compiling():
+        size, shift = step.item(), 0.0 if offset is None else offset.item()
+        ends = (first * size + shift, last * size + shift)
+        # one pass and no mask; reading the step costs nothing where it need not be fetched
+        result: Tensor = torch.ops.aten.hardtanh_backward.grad_input(
+            grad, x, *ends, grad_input=grad
+        )
+        return result
+    low, high = step * first, step * last
+    if offset is not None:
+        low, high = low + offset, high + offset
+    return grad.masked_fill((x < low) | (x > high), 0.0)
+
+
+def quantize(x: Tensor, grid: LearnedGrid) -> Tensor:
+    """`rounded`, differentiable as `rounding_gradients` says; keeps x and the step only."""
+    result: Tensor = _Quantize.apply(x, grid.step, grid.offset, grid.rounding)
     return result
 
 
 class _Quantize(torch.autograd.Function):
-    """Keeps x and the step; the rounded tensor is computed again in the backward pass."""
+    """The rounded tensor is computed again in the backward pass."""
 
     @staticmethod
     def forward(
@@ -60,17 +143,12 @@ class _Quantize(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, step, offset)
         ctx.rounding = rounding
-        return rounded(x, step, offset, rounding)
+        return rounded(x, LearnedGrid(step, offset, rounding))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         x, step, offset = ctx.saved_tensors
-        (grad,) = grads
-        rounding: Rounding = ctx.rounding
-        v = (x if offset is None else x - offset) / step
-        inside = (v >= rounding.qmin - rounding.margin) & (v <= rounding.qmax + rounding.margin)
-        code = v.round().clamp(rounding.qmin, rounding.qmax)
-        grad_x = grad * inside
-        grad_step = (grad * code - grad_x * v).sum_to_size(step.shape)
-        grad_offset = None if offset is None else (grad - grad_x).sum_to_size(offset.shape)
-        return grad_x, grad_step, grad_offset, None
+        grid = LearnedGrid(step, offset, ctx.rounding)
+        # a gradient may be shared with another consumer, so it is not overwritten
+        found = rounding_gradients(grads[0].clone(), x, rounded(x, grid), grid)
+        return found.x, found.step, found.offset, None
