@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 from plan_tables import modules_table, sensitivity_table, statistics_table
 
 from vitsense.compare import compare_models, findings
+from vitsense.compare.findings import ratio_of_means
 from vitsense.compare.tables import group_of
 from vitsense.schemas import SCHEMAS
+from vitsense.sensitivity.interval import mean
 from vitsense.sensitivity.result import Outcome
 
 
@@ -83,6 +86,52 @@ def test_a_clear_difference_between_groups_is_stated() -> None:
     assert first.value == pytest.approx(5.0)
     assert first.low > 1
     assert "500 images" in first.sentence
+    assert f"5.00 times ({first.low:.2f} to {first.high:.2f})" in first.sentence
+
+
+def test_intervals_that_overlap_a_little_still_tell_groups_apart() -> None:
+    """Two intervals may overlap although the interval of the ratio leaves out 1."""
+    comparison = compare_models(*two_models())
+    rows = [group_row("only-mhsa@4", 0.13, 0.2), group_row("only-ffn@4", 0.1, 0.15)]
+    table = joint(rows).set_index("plan")
+    assert table.loc["only-mhsa@4", "kl_low"] < table.loc["only-ffn@4", "kl_high"]
+    found = findings(comparison, joint(rows), {"vit": "vit"})
+    first = next(f for f in found if f.key == "vit-mhsa-ffn-4")
+    assert first.headline == "vit at 4 bits: attention (MHSA) is the most sensitive"
+    assert 1 < first.low < 1.3 < first.high
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.8])
+def test_the_ratio_of_two_groups_covers_the_truth(shared: float) -> None:
+    """On the same images divergences go up and down together; the interval is then too wide."""
+    rng, hits, repeats, n = np.random.default_rng(0), 0, 1000, 200
+    for _ in range(repeats):
+        both = rng.gamma(1.0, 1.0, n)
+        sums = []
+        for scale in (0.3, 0.2):
+            x = scale * (shared * both + (1 - shared) * rng.gamma(1.0, 1.0, n))
+            sums.append(mean(n, float(x.sum()), float((x * x).sum())))
+        low, high = ratio_of_means(*sums)[1:]
+        hits += low <= 1.5 <= high
+    assert hits / repeats >= 0.94
+
+
+@pytest.mark.parametrize("members", [3, 7])
+def test_nothing_is_said_about_groups_of_very_few_modules(members: int) -> None:
+    """Resampling so few says nothing about others."""
+    modules, statistics, sensitivity = two_models()
+    few = modules.groupby("model").head(members)
+    keep = few["module"]
+    found = findings(
+        compare_models(
+            few,
+            statistics[statistics["module"].isin(keep)],
+            sensitivity[sensitivity["module"].isin(keep)],
+        ),
+        joint([]),
+        {"vit": "vit", "net": "convnet"},
+    )
+    assert found == ()
 
 
 def test_overlapping_intervals_are_not_distinguishable() -> None:

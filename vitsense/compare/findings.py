@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitsense.compare.tables import Comparison, tail_ratio
+from vitsense.sensitivity.interval import Interval
 from vitsense.verdict import loss_text
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 """Bootstrap resamples of modules."""
+
+LEAST_MODULES = 8
+"""Groups of fewer modules are not compared by resampling: their intervals would be too short."""
 
 _LABELS = {"mhsa": "attention (MHSA)", "ffn": "feed-forward (FFN)", "q": "Q", "k": "K", "v": "V"}
 
@@ -73,30 +77,59 @@ def _groups(model: str, rows: pd.DataFrame, groups: Sequence[str]) -> list[Findi
     for width in _widths(rows, groups):
         picked = {g: rows.loc[f"only-{g}@{width}"] for g in groups}
         order = sorted(groups, key=lambda g: -float(picked[g]["kl"]))
-        first, second = picked[order[0]], picked[order[1]]
-        certain = float(first["kl_low"]) > float(second["kl_high"])
+        first, second = (_divergence(picked[g]) for g in order[:2])
+        value, low, high = ratio_of_means(first, second)
         parts = "; ".join(
             f"{_LABELS[g]} {loss_text(picked[g])}, divergence {_span(picked[g])} nats"
             for g in order
         )
         headline = (
             f"{model} at {width} bits: {_LABELS[order[0]]} is the most sensitive"
-            if certain
+            if low > 1
             else f"{model} at {width} bits: {_LABELS[order[0]]} and {_LABELS[order[1]]} are not "
             "distinguishable"
         )
-        ratio = float(first["kl"]) / max(float(second["kl"]), 1e-12)
+        ratio = (
+            f" The divergence of {_LABELS[order[0]]} is {value:.2f} times ({low:.2f} to {high:.2f})"
+            f" that of {_LABELS[order[1]]}."
+            if math.isfinite(high)
+            else ""
+        )
         found.append(
             Finding(
                 key=f"{model}-{'-'.join(groups)}-{width}",
                 headline=headline,
-                sentence=f"Quantized as whole groups, {int(first['n'])} images: {parts}.",
-                value=ratio,
-                low=float(first["kl_low"]) / max(float(second["kl_high"]), 1e-12),
-                high=float(first["kl_high"]) / max(float(second["kl_low"]), 1e-12),
+                sentence=(
+                    f"Quantized as whole groups, {int(picked[order[0]]['n'])} images: {parts}."
+                    f"{ratio}"
+                ),
+                value=value,
+                low=low,
+                high=high,
             )
         )
     return found
+
+
+def _divergence(row: Mapping[str, Any]) -> Interval:
+    return Interval(float(row["kl"]), float(row["kl_low"]), float(row["kl_high"]))
+
+
+def ratio_of_means(a: Interval, b: Interval) -> tuple[float, float, float]:
+    """Ratio of two mean divergences with its 95 % interval.
+
+    Their intervals are symmetric in the logarithm, so the squares of their half lengths add up.
+    That takes both for independent; on the same images they go up and down together, and the
+    interval is wider than it would have to be.
+
+    Source: delta method on the logarithm of a ratio (Casella and Berger 2002, 5.5.4).
+    """
+    if min(a.low, b.low) <= 0 or not (math.isfinite(a.high) and math.isfinite(b.high)):
+        return (a.value / b.value if b.value > 0 else math.inf), 0.0, math.inf
+    halves = (math.log(end.high / end.low) / 2 for end in (a, b))
+    factor = math.exp(math.hypot(*halves))
+    value = a.value / b.value
+    return value, value / factor, value * factor
 
 
 def _span(row: Mapping[str, Any]) -> str:
@@ -109,7 +142,7 @@ def _per_module(model: str, comparison: Comparison) -> list[Finding]:
     part = part[part["model"] == model]
     attention = part[part["group"] == "MHSA"]["kl"].dropna().to_numpy(dtype=float)
     ffn = part[part["group"] == "FFN"]["kl"].dropna().to_numpy(dtype=float)
-    if len(attention) < 3 or len(ffn) < 3 or ffn.mean() <= 0:
+    if min(len(attention), len(ffn)) < LEAST_MODULES or ffn.mean() <= 0:
         return []
     value, low, high = _bootstrap_ratio(attention, ffn, lambda x: float(np.mean(x)))
     words = _ratio_words(value, low, high)
@@ -185,7 +218,7 @@ def _pair(first: str, second: str, comparison: Comparison) -> list[Finding]:
             table[table["model"] == model][column].dropna().to_numpy(dtype=float)
             for model in (first, second)
         )
-        if len(a) < 3 or len(b) < 3:
+        if min(len(a), len(b)) < LEAST_MODULES:
             continue
         left, right = statistic(a), statistic(b)
         if not (left > 0 and right > 0):
