@@ -30,6 +30,10 @@ OWNERS = {
     "jinja2": {"report/html.py"},
     "typst": {"report/pdf.py"},
     "rich": {"progress.py"},
+    "onnx_ir": {"export/onnx_graph.py", "export/parity.py"},
+    "onnxscript": {"export/onnx_graph.py"},
+    "onnxruntime": {"export/session.py"},
+    "ml_dtypes": {"export/onnx_graph.py"},
     "click": {name for name in NAMES if name.startswith("cli")},
 }
 
@@ -207,11 +211,16 @@ def test_every_import_is_a_declared_dependency() -> None:
     config.read(CHECKOUT / "setup.cfg")
     declared = {
         re.split(r"[<>=!\[; ]", line)[0].lower().replace("-", "_")
-        for line in config["options"]["install_requires"].split("\n")
+        for part in (
+            config["options"]["install_requires"],
+            config["options.extras_require"]["onnx"],
+        )
+        for line in part.split("\n")
         if line.strip()
     }
     # the right-hand packages require the left-hand ones
     distribution = {"PIL": "pillow", "huggingface_hub": "timm", "markupsafe": "jinja2"}
+    distribution |= {"onnx_ir": "onnxscript", "ml_dtypes": "onnx"}
     outside = set().union(*(imported(_tree(path)) for path in FILES)) - set(sys.stdlib_module_names)
     needed = {distribution.get(name, name) for name in outside - {"vitsense"}}
     assert needed <= declared

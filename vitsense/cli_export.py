@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitsense.cli_output import debug_option, emit, emit_json, find_run, json_option, say
+from vitsense.progress import NO_PROGRESS, Progress, ProgressStyle, make_progress
 
 if TYPE_CHECKING:
     from vitsense.export.source import ExportSource
 
-FORMATS = ("safetensors",)
+FORMATS = ("onnx", "safetensors")
 
 
 @click.command(
@@ -31,12 +32,28 @@ FORMATS = ("safetensors",)
     help="A plan for the model; default: the run's own.",
 )
 @click.option("--data", metavar="SPEC", help="Images to compare on, for a packed file.")
+@click.option("--opset", type=int, default=21, help="ONNX operator set, 18 to 25.")
+@click.option(
+    "--fallback",
+    is_flag=True,
+    help="Where the target has no such format, take the next wider one, and say where.",
+)
+@click.option(
+    "--images", type=click.IntRange(min=1), default=64, help="Held-back images to compare on."
+)
+@click.option(
+    "--runs",
+    type=click.IntRange(min=0),
+    default=30,
+    help="Timed runs against float; 0: no timing.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Default: in the folder export of the run.",
 )
+@click.option("-q", "--quiet", is_flag=True, help="No notes, only the result.")
 @json_option
 @debug_option
 def export(
@@ -47,7 +64,9 @@ def export(
     plan: Path | None,
     data: str | None,
     out: Path | None,
+    quiet: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Export a model of a run (default: the newest), or a packed file.
 
@@ -57,28 +76,46 @@ def export(
       a file of --format safetensors                its integers, as they are
     \b
     The formats:
+      onnx           QuantizeLinear and DequantizeLinear around integers; the file is run by
+                     onnxruntime and compared with the torch model on held-back images
       safetensors    packed integer codes, scales, ranges and the plan, in one file
     """
-    from vitsense.export.write import export_packed
+    progress = NO_PROGRESS if quiet else make_progress(ProgressStyle.AUTO)
+    try:
+        if form == "onnx":
+            from vitsense.export.onnx_graph import need_onnx
 
-    found = _source(source, model, plan, data)
-    entry = {"safetensors": export_packed}[form](found, out)
+            need_onnx()  # before minutes of calibration
+        found = _source(source, model, plan, data, progress)
+        entry = _exported(found, form, out, options, progress)
+    finally:
+        progress.close()
     if as_json:
         emit_json("complete", {"export": entry})
-        return
-    _emit_packed(entry)
+    else:
+        _SHOW[form](entry)
 
 
 def _source(
-    text: str | None, model: str | None, plan: Path | None, data: str | None
+    text: str | None, model: str | None, plan: Path | None, data: str | None, progress: Progress
 ) -> ExportSource:
     from vitsense.export.source import source_of_file, source_of_run
-    from vitsense.progress import ProgressStyle, make_progress
 
     if text is not None and Path(text).is_file():
         return source_of_file(Path(text), model=model, data=data)
-    progress = make_progress(ProgressStyle.AUTO)
     return source_of_run(find_run(text), model=model, plan=plan, progress=progress)
+
+
+def _exported(
+    source: ExportSource, form: str, out: Path | None, options: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
+    if form == "safetensors":
+        from vitsense.export.packed_file import export_packed
+
+        return export_packed(source, out)
+    from vitsense.export.onnx_file import OnnxOptions, export_onnx
+
+    return export_onnx(source, out, OnnxOptions(**options), progress=progress)
 
 
 def _emit_packed(entry: dict[str, Any]) -> None:
@@ -95,3 +132,32 @@ def _emit_packed(entry: dict[str, Any]) -> None:
     difference = entry["restored"]["largest_difference"]
     if difference:
         say(f"Warning: the logits of the restored model differ by up to {difference:.2g}.")
+
+
+def _emit_onnx(entry: dict[str, Any]) -> None:
+    parity, latency = entry["parity"], entry["latency"]
+    types = ", ".join(f"{count} {name}" for name, count in entry["types"].items())
+    emit(f"{entry['model']}: {entry['file']}, {entry['bytes'] / 1e6:.3f} MB")
+    emit(f"  operator set {entry['opset']}; sites: {types}")
+    emit(
+        f"  {parity['same_top1']} of {parity['images']} images get the class of the torch model; "
+        f"logits differ by at most {parity['largest']:.2g} "
+        f"({parity['largest'] / parity['step']:.2g} steps of the logits at 8 bits)"
+    )
+    first = entry["first_difference"]
+    if first is not None:
+        emit(f"  first difference: {first['site']}: {first['explanation']}")
+    if latency is not None:
+        fast, full = latency["quantized_ms"], latency["float_ms"]
+        emit(
+            f"  one image by onnxruntime on one thread: {fast['median']:.2f} ms "
+            f"({fast['low']:.2f} to {fast['high']:.2f}), in float {full['median']:.2f} ms "
+            f"({full['low']:.2f} to {full['high']:.2f}): {latency['speedup']:.2f} times as fast"
+        )
+    if not parity["identical"]:
+        same = parity["same_top1"] == parity["images"]
+        what = "logits differ by more than a step" if same else "some images get another class"
+        say(f"Warning: {what}; export.json says where the difference begins.")
+
+
+_SHOW = {"safetensors": _emit_packed, "onnx": _emit_onnx}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+EXPORT_SCHEMA = "vitsense.export/1"
+"""Schema of ``export.json``; a larger number after the slash is a newer version's."""
+
 _OUTCOME = {
     "n": "Int64",
     "drop": "float64",

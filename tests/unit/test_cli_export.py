@@ -89,3 +89,47 @@ def test_a_plan_of_another_model_is_refused(run: Path, capsys: pytest.CaptureFix
     command = ["export", str(run), "--format", "safetensors", "--plan", "other.json"]
     assert cli.run(command) == 2
     assert "belongs to another model" in capsys.readouterr().err
+
+
+def test_onnx_is_written_compared_timed_and_recorded(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript")
+    command = ["export", str(run), "--format", "onnx", "--images", "8", "--runs", "3", "--json"]
+    assert cli.run(command) == 0
+    entry = _exported(capsys)
+    assert (run / entry["file"]).stat().st_size == entry["bytes"]
+    assert entry["parity"]["images"] == 8
+    assert entry["parity"]["same_top1"] >= 7
+    assert entry["latency"]["float_ms"]["runs"] == 3
+    plan = Plan.load(run / "plan.json")
+    weights = {s["site"]: s for s in entry["sites"] if s["site"].endswith(":weight")}
+    assert {key: f"{row['format']}" for key, row in weights.items()} == {
+        f"{m.name}:weight": m.weight for m in plan.modules if m.weight
+    }
+    assert sum(entry["types"].values()) == len(entry["sites"])
+    assert json.loads((run / "export.json").read_text())["exports"] == [entry]
+
+
+@pytest.mark.parametrize(
+    ("options", "match"), [(["--opset", "11"], "too old"), (["--opset", "20"], "--fallback")]
+)
+def test_an_operator_set_that_cannot_hold_the_plan_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], options: list[str], match: str
+) -> None:
+    pytest.importorskip("onnxscript")
+    assert cli.run(["export", str(run), "--format", "onnx", *options]) == 2
+    assert match in capsys.readouterr().err
+    assert not (run / "export.json").exists()
+
+
+def test_without_the_extra_the_hint_comes_before_any_work(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vitsense.export import onnx_graph
+
+    monkeypatch.setattr(onnx_graph, "find_spec", lambda _name: None)
+    assert cli.run(["export", str(run), "--format", "onnx"]) == 3
+    err = capsys.readouterr().err
+    assert "pip install" in err
+    assert "calibrating" not in err

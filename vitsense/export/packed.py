@@ -87,9 +87,9 @@ def save_packed(path: Path, fixed: FixedModel, plan: Plan, about: Mapping[str, A
         "weights": rows,
         "activations": ranges,
     }
-    text = json.dumps(metadata, separators=(",", ":"), sort_keys=True, allow_nan=False)
-    stored = {"vitsense": text, "digest": _digest(text, tensors)}
-    raw = save(tensors, metadata=stored)
+    metadata["digest"] = _digest(metadata, tensors)
+    # one entry: safetensors writes several in any order, and equal models shall be equal files
+    raw = save(tensors, metadata={"vitsense": _canonical(metadata)})
     atomic_write(path, raw)
     return _size(tensors, rest, fixed.model, len(raw), plan)
 
@@ -161,9 +161,14 @@ def _lean(plan: Plan) -> dict[str, Any]:
     return replace(plan, modules=tuple(replace(m, reason="") for m in plan.modules)).to_json()
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+def _canonical(metadata: Mapping[str, Any]) -> str:
+    return json.dumps(metadata, separators=(",", ":"), sort_keys=True, allow_nan=False)
+
+
+def _digest(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the metadata and every tensor's name, type, shape and bytes."""
-    running = hashlib.sha256(text.encode())
+    said = {key: value for key, value in metadata.items() if key != "digest"}
+    running = hashlib.sha256(_canonical(said).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         running.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -261,13 +266,12 @@ def read_packed(path: Path) -> PackedFile:
         UserInputError: cut short, changed after it was written, or not a packed file.
         SchemaVersionError: a newer version wrote it.
     """
-    text, digest, tensors = _opened(path)
-    if digest != _digest(text, tensors):
+    data, tensors = _opened(path)
+    if data.get("digest") != _digest(data, tensors):
         raise UserInputError(
             f"{path} was changed after it was written (its digest does not fit its content); "
             "fetch or export it again."
         )
-    data = json.loads(text)
     plan = Plan.from_json(data["plan"], str(path))
     weights = {}
     for name, row in data["weights"].items():
@@ -290,16 +294,7 @@ def read_packed(path: Path) -> PackedFile:
     )
 
 
-def is_packed(path: Path) -> bool:
-    """Whether a file calls itself a packed file of any version."""
-    try:
-        _opened(path)
-    except (UserInputError, InputMissingError):
-        return False
-    return True
-
-
-def _opened(path: Path) -> tuple[str, str, dict[str, Tensor]]:
+def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -314,7 +309,8 @@ def _opened(path: Path) -> tuple[str, str, dict[str, Tensor]]:
         ) from error
     text = metadata.get("vitsense", "")
     try:
-        schema = json.loads(text)["schema"] if text else ""
+        data: dict[str, Any] = json.loads(text) if text else {"schema": ""}
+        schema = data["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserInputError(f"{path}: its metadata is damaged; export it again.") from error
     name, _, number = str(schema).partition("/")
@@ -328,7 +324,7 @@ def _opened(path: Path) -> tuple[str, str, dict[str, Tensor]]:
             f"{path} follows {schema!r}, this version reads up to {PACKED_SCHEMA!r}: update "
             "vitsense."
         )
-    return text, metadata.get("digest", ""), tensors
+    return data, tensors
 
 
 def size_json(size: PackedSize) -> dict[str, Any]:

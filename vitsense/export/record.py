@@ -1,4 +1,4 @@
-"""``export.json``: what was exported from a run, and how well it agrees. No torch."""
+"""``export.json``: what was exported from a run, and how well it agrees."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitsense import provenance
 from vitsense.errors import UserInputError
+from vitsense.export.source import ExportSource
 from vitsense.runfolder import RunFolder, atomic_write, json_text, read_json
-
-EXPORT_SCHEMA = "vitsense.export/1"
-"""Schema of ``export.json``; a larger number after the slash is a newer version's."""
+from vitsense.schemas import EXPORT_SCHEMA
 
 EXPORT_FOLDER = "export"
 """Where exported files go, inside the run folder."""
@@ -66,3 +66,18 @@ def keep_export(path: Path, entry: Mapping[str, Any]) -> None:
 
     kept = [other for other in read_exports(path) if not same(other)]
     atomic_write(path, json_text({"schema": EXPORT_SCHEMA, "exports": [*kept, dict(entry)]}))
+
+
+def entry_of(source: ExportSource, form: str, path: Path) -> dict[str, Any]:
+    """What every export records."""
+    inside = source.run is not None and source.run.path in path.parents
+    return {
+        "model": source.key,
+        "format": form,
+        "file": str(path.relative_to(source.run.path)) if inside and source.run else str(path),
+        "bytes": path.stat().st_size,
+        "budget": source.plan.budget,
+        "avg_bits": (source.plan.cost or {}).get("avg_bits"),
+        "weights_digest": source.about["weights_digest"],
+        "command": provenance.command_line(),
+    }

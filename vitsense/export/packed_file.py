@@ -1,4 +1,4 @@
-"""The exports themselves: one function for each kind of file, and what is recorded of it."""
+"""The export of packed weights, and what is recorded of it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from vitsense import provenance
 from vitsense.export.packed import read_packed, save_packed, size_json
-from vitsense.export.record import export_path, keep_export, record_path
+from vitsense.export.record import entry_of, export_path, keep_export, record_path
 from vitsense.export.source import ExportSource, restored
 
 
@@ -28,21 +27,6 @@ def export_packed(source: ExportSource, out: Path | None = None) -> dict[str, An
     entry["restored"] = _agrees(source, path)
     keep_export(record_path(source.run, path), entry)
     return entry
-
-
-def entry_of(source: ExportSource, form: str, path: Path) -> dict[str, Any]:
-    """What every export records."""
-    inside = source.run is not None and source.run.path in path.parents
-    return {
-        "model": source.key,
-        "format": form,
-        "file": str(path.relative_to(source.run.path)) if inside and source.run else str(path),
-        "bytes": path.stat().st_size,
-        "budget": source.plan.budget,
-        "avg_bits": (source.plan.cost or {}).get("avg_bits"),
-        "weights_digest": source.about["weights_digest"],
-        "command": provenance.command_line(),
-    }
 
 
 def _agrees(source: ExportSource, path: Path) -> dict[str, Any]:

@@ -1,0 +1,126 @@
+"""The ONNX export: write the file, run it, and say how well it agrees and how fast it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitsense.export.onnx_graph import float_graph, need_onnx, quantized_graph, write_graph
+from vitsense.export.onnx_types import DEFAULT_OPSET, Stored, stored_types
+from vitsense.export.parity import SiteDifference, compare, compare_sites
+from vitsense.export.record import entry_of, export_path, keep_export, record_path
+from vitsense.export.session import Session, latencies, versions
+from vitsense.export.source import ExportSource
+from vitsense.progress import NO_PROGRESS, Progress
+from vitsense.runfolder import atomic_write
+
+_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxOptions:
+    """What an ONNX export may decide."""
+
+    opset: int = DEFAULT_OPSET
+    fallback: bool = False
+    """Store a weight in a wider type where the operator set has none of its width."""
+    images: int = 64
+    """Held-back images the file is compared on."""
+    runs: int = 30
+    """Timed runs of the file and of its float counterpart; 0 leaves the timing out."""
+
+
+def export_onnx(
+    source: ExportSource,
+    out: Path | None = None,
+    options: OnnxOptions | None = None,
+    *,
+    progress: Progress = NO_PROGRESS,
+) -> dict[str, Any]:
+    """Write an ONNX file, run it by onnxruntime, and record how well both agree.
+
+    Returns:
+        The entry of ``export.json``.
+
+    Raises:
+        InputMissingError: the packages of the extra ``onnx`` are not installed, or no images.
+        UserInputError: the operator set cannot hold a format, or the file cannot be written.
+        VitsenseError: torch cannot export the model.
+    """
+    need_onnx()
+    options = options or OnnxOptions()
+    stored = stored_types(source.fixed, options.opset, fallback=options.fallback)
+    path = export_path(source.run, source.key, ".onnx", out)
+    batches = source.batches(options.images, _BATCH)
+    image = batches[0][0][:1]
+    progress.note(f"{source.key}: exporting to operator set {options.opset}")
+    graph = quantized_graph(source.fixed, image, stored, options.opset)
+    raw = write_graph(graph)
+    session = Session(raw)
+    atomic_write(path, raw)
+    progress.note(f"{source.key}: comparing on {options.images} images")
+    parity = compare(source.fixed, session, batches)
+    worst = torch.cat([images for images, _ in batches])[list(parity.worst)]
+    sites = compare_sites(source.fixed, graph, worst)
+    entry = {
+        **entry_of(source, "onnx", path),
+        "opset": options.opset,
+        "versions": versions(),
+        "types": _types(stored),
+        "sites": [_site_row(s) for s in stored.values()],
+        "parity": {**asdict(parity), "identical": parity.identical},
+        "first_difference": _first(sites),
+        "compared_sites": {"images": len(worst), "sites": len(sites)},
+        "latency": None,
+    }
+    if options.runs:
+        progress.note(f"{source.key}: timing")
+        entry["latency"] = _timed(source, session, image, options)
+    keep_export(record_path(source.run, path), entry)
+    return entry
+
+
+def _types(stored: dict[str, Stored]) -> dict[str, int]:
+    """Number of sites by format and type: ``{"int3 in int4": 5}``."""
+    counts = Counter(
+        s.type if s.type == s.format.name else f"{s.format.name} in {s.type}"
+        for s in stored.values()
+    )
+    return dict(sorted(counts.items()))
+
+
+def _site_row(stored: Stored) -> dict[str, str]:
+    return {
+        "site": stored.site,
+        "format": stored.format.name,
+        "type": stored.type,
+        "note": stored.note,
+    }
+
+
+def _first(sites: list[SiteDifference]) -> dict[str, Any] | None:
+    """The first site whose codes differ; later ones inherit its difference."""
+    found = next((site for site in sites if site.differing), None)
+    if found is None:
+        return None
+    after = sum(site.differing > 0 for site in sites)
+    return {**asdict(found), "explanation": found.explanation, "differing_sites": after}
+
+
+def _timed(
+    source: ExportSource, session: Session, image: torch.Tensor, options: OnnxOptions
+) -> dict[str, Any]:
+    """Latency of the file against the same architecture in float, one image, one thread."""
+    plain = Session(write_graph(float_graph(source.fixed.model, image, options.opset)))
+    quantized, full = latencies([session, plain], image.numpy(), runs=options.runs)
+    return {
+        "batch": 1,
+        "threads": 1,
+        "quantized_ms": asdict(quantized),
+        "float_ms": asdict(full),
+        "speedup": full.median / quantized.median,
+    }

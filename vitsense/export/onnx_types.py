@@ -1,0 +1,104 @@
+"""Which ONNX type holds the codes of a site, and what an operator set cannot hold. No onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vitsense.errors import UserInputError
+from vitsense.export.fixed import FixedModel
+from vitsense.numerics.grid import Format
+
+OLDEST_OPSET, DEFAULT_OPSET, NEWEST_OPSET = 18, 21, 25
+"""torch's exporter starts at 18; QuantizeLinear has 4 and 16 bits from 21 on, 2 bits from 25 on."""
+
+_SINCE = {2: 25, 4: 21, 8: 13, 16: 21}
+"""Bits of an ONNX integer type -> first operator set whose QuantizeLinear takes it."""
+
+_ACTIVATIONS = {8: 13, 16: 21}
+"""The types activations get: onnxruntime (1.32) has no kernels that multiply 4-bit activations, and
+cannot load a file in which a Relu stands before a 4-bit QuantizeLinear."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """How the codes of one site stand in the file."""
+
+    site: str
+    format: Format
+    bits: int
+    """Of the ONNX type."""
+    note: str = ""
+    """Where the type is wider than the format, and why."""
+
+    @property
+    def type(self) -> str:
+        """``int4``, as ONNX calls it in lower case."""
+        return f"{'int' if self.format.signed else 'uint'}{self.bits}"
+
+    @property
+    def clipped(self) -> bool:
+        """Whether an activation must be clipped: the type has more codes than the format."""
+        return self.bits > self.format.bits
+
+
+def stored_types(fixed: FixedModel, opset: int, *, fallback: bool) -> dict[str, Stored]:
+    """The type of every quantized site, by site id.
+
+    Args:
+        fixed: The quantized model.
+        opset: Operator set of the file.
+        fallback: Take a wider type where the format's own needs a newer operator set.
+
+    Raises:
+        UserInputError: the operator set is not supported, or cannot hold a site's format and
+            ``fallback`` is off.
+    """
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        age = "too old" if opset < OLDEST_OPSET else "newer than vitsense and onnxruntime support"
+        raise UserInputError(
+            f"The operator set {opset} is {age}; use {OLDEST_OPSET} to {NEWEST_OPSET} "
+            f"(default {DEFAULT_OPSET}; 2-bit types need {_SINCE[2]})."
+        )
+    weights = {k: _stored(k, w.grid.format, opset, _SINCE) for k, w in fixed.weights.items()}
+    ranges = {k: _stored(k, g.format, opset, _ACTIVATIONS) for k, g in fixed.activations.items()}
+    found = weights | ranges
+    _refuse(found, opset, fallback=fallback)
+    return found
+
+
+def _stored(site: str, form: Format, opset: int, since: Mapping[int, int]) -> Stored:
+    fitting = [bits for bits in sorted(since) if bits >= form.bits]
+    held = next((bits for bits in fitting if since[bits] <= opset), 0)
+    if held == form.bits:
+        return Stored(site=site, format=form, bits=held)
+    if held == fitting[0]:
+        where = "clipped and held" if since is _ACTIVATIONS else "held"
+        note = f"{form.name} is {where} in {held} bits"
+    elif held:
+        note = (
+            f"{form.name} is held in {held} bits; operator set {since[fitting[0]]} has "
+            f"{fitting[0]} bits"
+        )
+    else:
+        note = f"{form.name} needs operator set {since[fitting[0]]}"
+    return Stored(site=site, format=form, bits=held, note=note)
+
+
+def _refuse(found: Mapping[str, Stored], opset: int, *, fallback: bool) -> None:
+    """Weights of 2 bits in 4 are a note; 4 in 8 make the file larger and must be wanted."""
+    impossible = [s for s in found.values() if s.bits == 0]
+    if impossible:
+        raise UserInputError(
+            f"Operator set {opset} cannot hold {len(impossible)} sites, first "
+            f"{impossible[0].site}: {impossible[0].note}; raise --opset, or lower the bits."
+        )
+    wasteful = [
+        s for s in found.values() if s.format.signed and s.bits >= 2 * s.format.bits and s.bits > 4
+    ]
+    if wasteful and not fallback:
+        raise UserInputError(
+            f"Operator set {opset} is too old for {len(wasteful)} sites, first "
+            f"{wasteful[0].site}: {wasteful[0].note}. Use --opset {DEFAULT_OPSET} or newer, or "
+            "--fallback to store them in 8 bits."
+        )
