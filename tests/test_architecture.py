@@ -34,6 +34,7 @@ OWNERS = {
     "onnxscript": {"export/onnx_graph.py"},
     "onnxruntime": {"export/session.py"},
     "ml_dtypes": {"export/onnx_graph.py"},
+    "accelerate": {"qat/processes.py"},
     "click": {name for name in NAMES if name.startswith("cli")},
 }
 

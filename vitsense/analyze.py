@@ -21,6 +21,7 @@ from vitsense.data import (
     ImageSource,
     check_labels,
     draw_images,
+    labelled_for,
     open_source,
 )
 from vitsense.errors import StaleResultError, UserInputError
@@ -194,13 +195,6 @@ def _images(
     if settings.calibration_data is not None:
         other = open_source(settings.calibration_data)
     return draw_images(source, draw, other)
-
-
-def labelled_for(source: ImageSource, model: LoadedModel) -> bool:
-    """Whether the labels of ``source`` are classes of ``model``."""
-    if source.kind == GENERATED:
-        return source.classes is not None and model.resolved.source.value == "zoo"
-    return source.labelled
 
 
 def _folder(

@@ -20,6 +20,7 @@ from vitsense.cli_export import export
 from vitsense.cli_info import completion, env, models
 from vitsense.cli_output import Session, debug_option, say
 from vitsense.cli_plan import plan
+from vitsense.cli_qat import qat
 from vitsense.cli_report import report
 from vitsense.errors import VitsenseError
 
@@ -62,7 +63,7 @@ def cli() -> None:
     """
 
 
-for _command in (analyze, report, plan, distill, export, demo, models, env, completion):
+for _command in (analyze, report, plan, qat, distill, export, demo, models, env, completion):
     cli.add_command(_command)
 
 

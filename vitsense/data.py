@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from vitsense.glyphs import GLYPH_CLASSES, render_glyph
 from vitsense.image_files import FolderStore, Store, TarStore, list_images
 from vitsense.preprocessing import Preprocessing
 from vitsense.timm_images import is_timm_spec, open_timm_images
+
+if TYPE_CHECKING:
+    from vitsense.models import LoadedModel
 
 GENERATED = "generated"
 """Kind of the built-in images."""
@@ -318,6 +322,13 @@ def _refuse_overlap(calibration: ImageSet, evaluation: ImageSet) -> None:
             f"{both} evaluation images are also calibration images; the accuracies would flatter "
             "the quantized model. Use a --calibration-data that shares no image with --data."
         )
+
+
+def labelled_for(source: ImageSource, model: LoadedModel) -> bool:
+    """Whether the labels of ``source`` are classes of ``model``."""
+    if source.kind == GENERATED:
+        return source.classes is not None and model.resolved.source.value == "zoo"
+    return source.labelled
 
 
 def check_labels(source: ImageSource, num_classes: int, model: str) -> None:

@@ -7,11 +7,12 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 from vitsense.errors import InputMissingError, SchemaVersionError, UserInputError
@@ -252,12 +253,22 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     Raises:
         UserInputError: the folder cannot be written or the disk is full; an earlier file is kept.
     """
-    raw = data.encode() if isinstance(data, str) else data
+    with replacing(path) as stream:
+        stream.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A stream whose content takes the place of ``path`` at the end, whole or not at all.
+
+    Raises:
+        UserInputError: the folder cannot be written or the disk is full; an earlier file is kept.
+    """
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".tmp-", delete=False) as stream:
             temporary = Path(stream.name)
-            stream.write(raw)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(0o644)

@@ -22,7 +22,9 @@ from vitsense.errors import (
     UserInputError,
 )
 
-COMMANDS = ("analyze", "report", "plan", "distill", "export", "demo", "models", "env", "completion")
+COMMANDS = (
+    "analyze", "report", "plan", "qat", "distill", "export", "demo", "models", "env", "completion",
+)  # fmt: skip
 HEAVY = (
     "{'torch', 'torchvision', 'timm', 'numpy', 'pandas', 'scipy', 'matplotlib', 'seaborn', 'PIL'}"
 )

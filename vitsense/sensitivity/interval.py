@@ -29,7 +29,8 @@ class Interval:
 
 
 @lru_cache(maxsize=1024)
-def _t_quantile(degrees: int) -> float:
+def t_quantile(degrees: int) -> float:
+    """Upper 2.5 % point of Student's t with so many degrees of freedom."""
     from scipy.stats import t
 
     return float(t.ppf(0.5 + CONFIDENCE / 2, degrees))
@@ -82,7 +83,7 @@ def mean(n: int, total: float, squares: float) -> Interval:
     if value <= 0 or not math.isfinite(squares):
         return Interval(value, value, value)
     variance = max(squares - n * value * value, 0.0) / (n - 1)
-    factor = math.exp(_t_quantile(n - 1) * math.sqrt(variance / n) / value)
+    factor = math.exp(t_quantile(n - 1) * math.sqrt(variance / n) / value)
     return Interval(value, value / factor, value * factor)
 
 
@@ -114,5 +115,5 @@ def ratio_db(
         + (noise2 / n - mn * mn) / mn**2
         - 2 * (cross / n - ms * mn) / (ms * mn)
     )
-    half = 10 / math.log(10) * _t_quantile(n - 1) * math.sqrt(max(relative, 0.0) / (n - 1))
+    half = 10 / math.log(10) * t_quantile(n - 1) * math.sqrt(max(relative, 0.0) / (n - 1))
     return Interval(value, value - half, value + half)

@@ -92,6 +92,8 @@ class Recipe:
     """Oscillation frequency above which a weight is frozen at the end; 0 turns freezing off."""
     freeze_start: float = _from(0.04, 0, 1)
     """The same at the beginning; the threshold falls along half a cosine."""
+    oscillation_momentum: float = _from(0.001, 0, 1)
+    """Weight of the newest step in a weight's oscillation frequency."""
     anneal: float = _from(0.0, 0, 1)
     """Share of the training, at its end, in which confident weights are frozen; 0 is off."""
     anneal_range: float = _from(0.005, 0, 0.5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vitsense.report.chapters.training import training
 from vitsense.report.section import Section
 from vitsense.report.source import Source
 
@@ -18,7 +19,7 @@ ModelChapter = Callable[[Source, str], Section | None]
 FOR_THE_RUN: tuple[RunChapter, ...] = ()
 """After the models, before the method."""
 
-FOR_EACH_MODEL: tuple[ModelChapter, ...] = ()
+FOR_EACH_MODEL: tuple[ModelChapter, ...] = (training,)
 """In the part of each model, after its plans."""
 
 

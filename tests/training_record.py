@@ -1,0 +1,62 @@
+"""A made-up finished training in a run, for tests of what reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitsense.trainings import TrainingFolder, training_path
+
+
+def accuracy(top1: float, drop: float) -> dict[str, Any]:
+    """An outcome's row with intervals of two points on both sides."""
+    row: dict[str, Any] = {"n": 100, "top1": top1, "top1_low": top1 - 2, "top1_high": top1 + 2}
+    row |= {"drop": drop, "drop_low": drop - 2, "drop_high": drop + 2, "kl": 0.1}
+    return row | {"agreement": top1, "agreement_low": top1 - 2, "agreement_high": top1 + 2}
+
+
+def add_training(run: Path, digest: str, name: str = "demo", **changes: Any) -> TrainingFolder:
+    """Write a training of the weights ``digest`` with two modules, named ``a.<b>`` and ``c``."""
+    folder = TrainingFolder.at(training_path(run, name))
+    rows = [{"kind": "train", "step": s, "loss": 3.0 - s / 10, "lr": 0.1} for s in (1, 10, 20)]
+    for step in (0, 10, 20):
+        rows.append({"kind": "evaluation", "step": step, **accuracy(70 + step, 25 - step)})
+        share = {"a.<b>": step / 1000, "c": 0.0}
+        rows.append(
+            {"kind": "oscillation", "step": step, "threshold": 0.005, "all": 0.01, "share": share}
+        )
+        rows.append({"kind": "scales", "step": step, "scale": {"a.<b>:weight": 1.0 + step / 10}})
+    for row in rows:
+        folder.append_metric(row)
+    edges = np.linspace(-9, 8, 137)
+    arrays = {}
+    for moment in ("begin", "end"):
+        for module in ("a.<b>", "c"):
+            arrays[f"{moment}|{module}|edges"] = edges
+            arrays[f"{moment}|{module}|counts"] = np.arange(136)
+    np.savez_compressed(folder.path / "weights.npz", **arrays)
+    (folder.path / "movement.csv").write_text(
+        "module,bits,change,codes_changed,oscillating,sqnr_before,sqnr_after,kurtosis_before,"
+        "kurtosis_after\na.<b>,4,0.123,0.25,0.02,10,20,1,2\nc,8,0.01,0.5,0,30,31,0,0\n"
+    )
+    record = {
+        "status": "complete",
+        "model": {"weights_digest": digest},
+        "recipe": {
+            "name": "demo", "version": 1, "about": "Short.", "source": "here", "seed": 0,
+            "crops": 2, "batch": 64, "lr": 1e-3, "min_lr": 0.0, "regularizer": "obr",
+            "strength": 0.01,
+        },
+        "plan": {
+            "bits": {"a.<b>": 4, "c": 8}, "cost": None,
+            "predicted": {"drop": 20.0, "low": 10.0, "high": 30.0},
+        },
+        "fp": accuracy(95, 0), "ptq": accuracy(72, 23), "best": accuracy(91, 4),
+        "last": accuracy(90, 5), "steps": 20, "seconds": 61.5, "crops_per_second": 40.0,
+        "device": "cpu", "gradient_ratio": 0.25, "teacher": {"live": "model"},
+        "data": {"images": 320, "spec": "generated"},
+    }  # fmt: skip
+    folder.write_record(record | changes)
+    return folder

@@ -1,0 +1,113 @@
+"""``vitsense qat`` from the plan of a run, with other values, and under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from qat_jobs import CPU, plan_of, resnet_plan
+
+from vitsense import cli
+from vitsense.models import load_model
+from vitsense.settings import AnalyzeSettings, ModelRequest
+from vitsense.trainings import TrainingFolder
+
+_SMALL = (
+    "--images", "32", "--eval-images", "36", "--epochs", "0.5", "--batch-size", "8",
+    "--set", "calibration=8", "-q",
+)  # fmt: skip
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plan in the folder of a run, as vitsense analyze leaves it."""
+    monkeypatch.chdir(tmp_path)
+    made = resnet_plan()
+    path = tmp_path / "run" / "plan.json"
+    path.parent.mkdir()
+    made.save(path)
+    settings = AnalyzeSettings(model=ModelRequest(name="zoo/glyph_resnet"), images=36)
+    models = [{"key": made.model["key"], "weights_digest": made.model["weights_digest"]}]
+    record = {"schema": "vitsense.run/1", "settings": settings.to_json(), "models": models}
+    (path.parent / "run.json").write_text(json.dumps(record))
+    return path
+
+
+def _qat(plan: Path, *more: str, small: Sequence[str] = _SMALL) -> int:
+    return cli.run(["qat", "--plan", str(plan), *small, *more])
+
+
+def test_a_plan_is_trained_in_its_run(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _qat(plan, "--lr", "1e-4", "--set", "strength=0.5", "--tensorboard") == 0
+    out = capsys.readouterr().out
+    folder = TrainingFolder(plan.parent / "qat" / "demo")
+    record = folder.read_record()
+    assert (record["recipe"]["lr"], record["recipe"]["strength"]) == (1e-4, 0.5)
+    assert f"{record['last']['top1']:6.2f} %" in out
+    assert "Quantized, not trained" in out
+    assert f"Training: {folder.path}" in out
+    assert list((folder.path / "tensorboard").glob("events*"))
+    assert _qat(plan) == 2  # complete, and with other settings
+    assert "different are: lr, strength" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (("--recipe", "best"), 2, "no recipe 'best'"),
+        (("--set", "lr"), 2, "write KEY=VALUE"),
+        (("--name", "../x"), 2, "--name is '../x'"),
+        (("--resume",), 3, "no training to resume"),
+        (("--labels", "x", "--teacher", "y"), 2, "contradict"),
+        (("--labels", "nowhere.bank"), 3, "no label bank"),
+        (("--teacher-checkpoint", "x"), 2, "needs --teacher"),
+    ],
+)
+def test_a_wrong_call_says_what_to_do(
+    plan: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], code: int, message: str
+) -> None:
+    assert _qat(plan, *more) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_plan_outside_of_a_run_needs_a_model(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "alone.json"
+    alone.write_bytes(plan.read_bytes())
+    assert _qat(alone) == 2
+    assert "give --run, or --model" in capsys.readouterr().err
+    assert _qat(alone, "--model", "zoo/glyph_resnet") == 2
+    assert "--out" in capsys.readouterr().err
+    data = json.loads(plan.read_text())
+    data["model"]["weights_digest"] = "f" * 16
+    plan.write_text(json.dumps(data))
+    assert _qat(plan) == 2
+    assert "name the plan's own run with --run" in capsys.readouterr().err
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+    model = load_model(ModelRequest(name="zoo/glyph_swin"), CPU)  # no batch statistics
+    path = tmp_path / "plan.json"
+    plan_of(model).save(path)
+    command = ["qat", "--plan", str(path), "--model", "zoo/glyph_swin", "--device", "cpu"]
+    command += [*_SMALL, "--set", "evaluate=0", "--set", "clip=0"]
+    assert cli.run([*command, "--out", str(tmp_path / "one")]) == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [*launch, "-m", "vitsense", *command, "--out", str(tmp_path / "two")],
+        check=True, capture_output=True, timeout=300, env=environment,
+    )  # fmt: skip
+    one, two = TrainingFolder(tmp_path / "one"), TrainingFolder(tmp_path / "two")
+    assert (one.read_record()["processes"], two.read_record()["processes"]) == (1, 2)
+    losses = [[row["loss"] for row in f.metrics("train")] for f in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    tops = [f.read_record()["last"]["top1"] for f in (one, two)]
+    assert tops[0] == pytest.approx(tops[1], abs=3)
+    assert one.read_record()["ptq"]["n"] == two.read_record()["ptq"]["n"] == 36

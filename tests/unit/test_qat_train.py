@@ -1,0 +1,286 @@
+"""A training: what it leaves behind, that it goes on exactly where it was, and what it refuses."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from qat_jobs import CPU, RESNET, folder, plan_of, recipe, request, resnet_plan
+from safetensors.torch import load_file
+
+from vitsense.errors import (
+    InputMissingError,
+    MeasurementError,
+    SiteMismatchError,
+    StaleResultError,
+    UserInputError,
+)
+from vitsense.models import load_model
+from vitsense.plan.plan import ModulePlan, Plan
+from vitsense.qat import resume
+from vitsense.qat.distill import DistillSettings, distill
+from vitsense.qat.engine import Engine
+from vitsense.qat.policy import resolved_policy
+from vitsense.qat.train import train
+from vitsense.qat.training_images import training_source
+from vitsense.trainings import TrainingFolder
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return resnet_plan()
+
+
+# everything that has a state of its own at once: multi-crop, regularizer, freezing, average
+_STATEFUL = {
+    "regularizer": "obr", "strength": 0.1, "strength_start": 0.0, "ema": 0.9,
+    "freeze": 0.0001, "freeze_start": 0.001, "oscillation_momentum": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> TrainingFolder:
+    made = folder(tmp_path_factory.mktemp("qat"))
+    train(request(plan, recipe=recipe(**_STATEFUL)), made, CPU)
+    return made
+
+
+def _timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "crops_per_second"} for row in rows]
+
+
+def test_a_training_says_what_it_did_and_what_came_out(done: TrainingFolder) -> None:
+    record = done.read_record()
+    assert record["status"] == "complete"
+    assert record["steps"] == 6
+    assert record["recipe"]["strength"] == 0.1
+    assert record["fp"]["top1"] > 90
+    for moment in ("best", "last"):
+        row = record[moment]
+        assert row["drop"] == pytest.approx(record["fp"]["top1"] - row["top1"])
+        assert row["drop_low"] <= row["drop"] <= row["drop_high"]
+    assert record["last"]["step"] == 6
+    assert record["best"]["top1"] >= record["last"]["top1"]
+    assert record["ptq"]["n"] == 36
+    files = {path.name for path in done.path.iterdir()}
+    assert files == {
+        "qat.json", "metrics.jsonl", "movement.csv", "weights.npz", "best.safetensors",
+        "last.safetensors",
+    }  # fmt: skip
+    assert [row["step"] for row in done.metrics("evaluation")] == [0, 2, 4, 6]
+    assert [row["step"] for row in done.metrics("oscillation")] == [0, 2, 4, 6]
+    assert done.metrics("train")[-1]["gradient_ratio"] > 0
+
+
+def test_histograms_count_every_weight_before_and_after(done: TrainingFolder) -> None:
+    model = load_model(RESNET, CPU).module
+    with np.load(done.path / "weights.npz", allow_pickle=False) as arrays:
+        for moment in ("begin", "end"):
+            counts = arrays[f"{moment}|layer1.0.conv1|counts"]
+            assert counts.sum() == model.get_parameter("layer1.0.conv1.weight").numel()
+
+
+def test_killed_and_resumed_equals_undisturbed_bit_for_bit(
+    plan: Plan, done: TrainingFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, what = folder(tmp_path), request(plan, recipe=recipe(**_STATEFUL))
+    step = Engine._step
+
+    def killed(self: Engine, batch: Any) -> None:
+        if self.position.step == 3:  # one step after a checkpoint
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(what, made, CPU)
+    assert made.read_record()["status"] == "interrupted"
+    torch.manual_seed(999)  # whatever happened to the generators in between
+    train(what, made, CPU, resume=True)
+    one, other = (load_file(f.path / "last.safetensors") for f in (done, made))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert _timeless(made.metrics()) == _timeless(done.metrics())
+    assert made.read_record()["best"] == done.read_record()["best"]
+
+
+def test_training_recovers_what_quantization_lost(tmp_path: Path) -> None:
+    what = request(resnet_plan(2), images=256, recipe=recipe(epochs=2, batch=32, lr=2e-3))
+    record = train(what, folder(tmp_path), CPU)
+    assert record["start"]["kl"] > 1.3 * record["last"]["kl"]
+    assert record["last"]["top1"] > record["start"]["top1"] + 20
+
+
+def test_resuming_with_other_settings_is_refused_by_name(plan: Plan, done: TrainingFolder) -> None:
+    changed = recipe(**_STATEFUL | {"lr": 5e-4, "strength": 0.2})
+    with pytest.raises(StaleResultError, match="different are: lr, strength"):
+        train(request(plan, recipe=changed), done, CPU, resume=True)
+    with pytest.raises(StaleResultError, match="different are: images, training images"):
+        train(request(plan, images=24, recipe=recipe(**_STATEFUL)), done, CPU)
+    with pytest.raises(StaleResultError, match="is complete"):
+        train(request(plan, recipe=recipe(**_STATEFUL)), done, CPU)
+
+
+def test_there_must_be_something_to_resume(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(InputMissingError, match="no training to resume"):
+        train(request(plan), folder(tmp_path), CPU, resume=True)
+
+
+def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, saves = folder(tmp_path), []
+    save = torch.save
+
+    def filling(state: Any, stream: Any) -> None:
+        saves.append(None)
+        if len(saves) == 2:
+            stream.write(b"half a checkpoint")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(state, stream)
+
+    monkeypatch.setattr(resume.torch, "save", filling)
+    with pytest.raises(UserInputError, match="No space left"):
+        train(request(plan), made, CPU)
+    assert made.read_record()["status"] == "failed"
+    assert resume.load_state(made.path / "resume.pt")["position"]["step"] == 2
+    assert not list(made.path.glob(".tmp-*"))
+    monkeypatch.undo()
+    assert train(request(plan), made, CPU, resume=True)["status"] == "complete"
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "resume.pt"
+    path.write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(UserInputError, match="damaged"):
+        resume.load_state(path)
+
+
+def test_a_learning_rate_that_diverges_stops_and_names_the_culprit(
+    plan: Plan, tmp_path: Path
+) -> None:
+    wild = recipe(lr=1e30, epochs=3)
+    with pytest.raises(MeasurementError, match=r"loss is (nan|inf).*(parameter|output).*--lr"):
+        train(request(plan, recipe=wild), folder(tmp_path), CPU)
+
+
+def test_a_loss_far_above_guessing_stops(plan: Plan, tmp_path: Path) -> None:
+    wild = recipe(lr=3.0, epochs=8)
+    with pytest.raises(MeasurementError, match="diverged"):
+        train(request(plan, recipe=wild), folder(tmp_path), CPU)
+
+
+def _other_weights(plan: Plan) -> Plan:
+    return replace(plan, model={"weights_digest": "0" * 16})
+
+
+def _missing_site(plan: Plan) -> Plan:
+    return replace(plan, modules=(ModulePlan(name="layer9.0.conv1", bits=4),))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(_other_weights, "digest"), (_missing_site, "layer9.0.conv1")]
+)
+def test_a_plan_of_another_model_is_refused(
+    plan: Plan, tmp_path: Path, change: Callable[[Plan], Plan], message: str
+) -> None:
+    with pytest.raises(SiteMismatchError, match=message):
+        train(request(change(plan)), folder(tmp_path), CPU)
+
+
+@pytest.mark.parametrize("bits", [1, 33])
+def test_a_plan_with_bits_that_do_not_exist_is_refused(
+    plan: Plan, tmp_path: Path, bits: int
+) -> None:
+    data = plan.to_json()
+    data["modules"][0]["bits"] = bits
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserInputError, match=f"bits is {bits}; allowed are"):
+        Plan.load(path)
+
+
+def test_fewer_images_than_one_batch_are_refused(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(UserInputError, match="3 training images are fewer than the 4"):
+        train(request(plan, images=3), folder(tmp_path), CPU)
+
+
+def _photos(path: Path, classes: int) -> str:
+    for label in range(classes):
+        (path / f"c{label}").mkdir(parents=True)
+        for i in range(3):
+            pixels = np.random.default_rng([label, i]).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path / f"c{label}" / f"{i}.png")
+    return str(path)
+
+
+def test_labels_of_other_classes_are_refused(plan: Plan, tmp_path: Path) -> None:
+    spec = _photos(tmp_path / "data", 4)
+    what = request(plan, data=spec, images=None, recipe=recipe(hard=0.5))
+    with pytest.raises(UserInputError, match="4 classes .* has 36"):
+        train(what, folder(tmp_path), CPU)
+
+
+def test_generated_images_do_not_suit_a_model_of_something_else(tmp_path: Path) -> None:
+    other = load_model(replace(RESNET, name="small_models:tiny_resnet"), CPU)
+    what = request(plan_of(other), replace(RESNET, name="small_models:tiny_resnet"))
+    with pytest.raises(UserInputError, match="No training images"):
+        train(what, folder(tmp_path), CPU)
+
+
+def test_a_bank_gives_the_loss_of_the_live_teacher(plan: Plan, tmp_path: Path) -> None:
+    """All classes kept, so that nothing but half precision lies between the two."""
+    source, model = training_source(None, 32), load_model(RESNET, CPU)
+    policy = resolved_policy(None, None, source.kind)
+    bank = tmp_path / "bank"
+    distill(model, source, bank, DistillSettings(crops=2, top=36, policy=policy), CPU)
+    # one look at every image: the first step's loss depends on the labels alone
+    short = recipe(epochs=0.25, regularizer="none", strength=0.0)
+    stored = folder(tmp_path, "bank-run")
+    train(request(plan, labels=bank, recipe=short), stored, CPU)
+    logged = stored.metrics("train")[0]["loss"]
+    assert 0 < logged < 3
+    wrong = DistillSettings(crops=2, top=36, policy=replace(policy, flip=1.0))
+    other = tmp_path / "other"
+    distill(model, source, other, wrong, CPU)
+    mirrored = recipe(epochs=0.25, flip=0.0)
+    with pytest.raises(UserInputError, match="crops of another policy"):
+        train(request(plan, labels=other, recipe=mirrored), folder(tmp_path, "x"), CPU)
+    with pytest.raises(UserInputError, match="another data set"):
+        train(request(plan, labels=bank, images=31), folder(tmp_path, "y"), CPU)
+    whole = bank.read_bytes()
+    bank.write_bytes(whole[:-1])
+    with pytest.raises(UserInputError, match="cut short"):
+        train(request(plan, labels=bank), folder(tmp_path, "z"), CPU)
+
+
+def test_activations_first_leaves_weights_in_float_until_the_end(
+    plan: Plan, tmp_path: Path
+) -> None:
+    first = recipe(schedule="activations_first", mimic=1.0, lr=5e-6, evaluate=0, epochs=0.5)
+    made = folder(tmp_path)
+    record = train(request(plan, recipe=first), made, CPU)
+    assert record["best"] == record["last"]
+    state = load_file(made.path / "last.safetensors")
+    assert any(key.endswith("conv1:weight.scale") for key in state)
+    assert record["last"]["top1"] > 50
+
+
+def test_accumulation_in_parts_gives_the_same_training(plan: Plan, tmp_path: Path) -> None:
+    losses = []
+    for parts in (1, 2):
+        # frozen norms: batch statistics would be those of the parts
+        what = recipe(accumulate=parts, norms="frozen", epochs=0.5)
+        made = folder(tmp_path, f"parts{parts}")
+        train(request(plan, recipe=what), made, CPU)
+        losses.append([row["loss"] for row in made.metrics("train")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

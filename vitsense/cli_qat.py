@@ -1,0 +1,231 @@
+"""``vitsense qat``: train the quantized model of a plan."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vitsense.cli_output import (
+    debug_option,
+    emit,
+    emit_json,
+    find_run,
+    json_option,
+    progress_options,
+    session,
+)
+from vitsense.errors import UserInputError
+from vitsense.plan.plan import Plan
+from vitsense.progress import ProgressStyle, make_progress
+from vitsense.runfolder import RunFolder
+from vitsense.settings import ModelRequest, WeightSource
+from vitsense.trainings import TrainingFolder, training_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vitsense.qat.request import QatRequest
+
+_PATH = click.Path(path_type=Path)
+_COMMON = ("epochs", "lr", "batch", "crops", "teacher", "seed", "precision", "accumulate")
+"""Recipe values with an option of their own."""
+
+
+@click.command(
+    short_help="Train the quantized model of a plan.", context_settings={"show_default": True}
+)
+@click.option("--plan", "plan_path", type=_PATH, required=True, help="plan.json of an analysis.")
+@click.option("--run", metavar="RUN", help="Run of the plan. Default: the plan's folder.")
+@click.option("--model", metavar="NAME", help="Model, where the plan has no run.")
+@click.option("--checkpoint", type=_PATH, help="Weights of the model, if not as in the run.")
+@click.option("--data", metavar="SPEC", help="Training images. Default: generated characters.")
+@click.option("--images", type=int, help="At most so many training images.")
+@click.option("--eval-data", metavar="SPEC", help="Evaluation images. Default: the run's.")
+@click.option("--eval-images", type=int, help="How many. Default: the run's.")
+@click.option("--recipe", default="demo", help="demo, vvtq, ofq, lsq+, lsq, dampen, freeze, gplq.")
+@click.option(
+    "--set", "changed", multiple=True, metavar="KEY=VALUE", help="Another value of the recipe."
+)
+@click.option("--epochs", help="Of the recipe.")
+@click.option("--lr", help="Highest learning rate, of the recipe.")
+@click.option("--batch-size", "batch", help="Crops per step over all processes, of the recipe.")
+@click.option("--crops", help="Crops of an image per step, of the recipe.")
+@click.option("--accumulate", help="Parts a step is computed in, of the recipe.")
+@click.option("--precision", help="no, bf16 or fp16, of the recipe.")
+@click.option("--seed", help="Of the recipe.")
+@click.option("--labels", type=_PATH, metavar="FILE", help="A bank of vitsense distill.")
+@click.option("--teacher", metavar="NAME", help="A live teacher. Default: the model itself.")
+@click.option("--teacher-checkpoint", type=_PATH, help="Weights of the teacher.")
+@click.option("--name", help="Of the training. Default: the recipe's.")
+@click.option("--out", type=_PATH, metavar="DIR", help="Folder. Default: RUN/qat/NAME.")
+@click.option("--resume", is_flag=True, help="There must be something to go on from.")
+@click.option("--ablate", is_flag=True, help="The recipe, without each part, and its rivals.")
+@click.option("--seeds", default="0,1,2", help="Seeds of --ablate.")
+@click.option("--workers", type=int, default=0, help="Processes that read images.")
+@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files as well.")
+@progress_options
+@json_option
+@debug_option
+def qat(
+    *,
+    plan_path: Path,
+    run: str | None,
+    name: str | None,
+    out: Path | None,
+    resume: bool,
+    ablate: bool,
+    seeds: str,
+    progress_style: str,
+    quiet: bool,
+    as_json: bool,
+    device: str,
+    **options: Any,
+) -> None:
+    """Train the model of a plan at the plan's bits, from full precision.
+
+    \b
+    The model, its weights and the evaluation images are those of the plan's run.
+      vitsense qat --plan vitsense-runs/RUN/plan.json
+      vitsense qat --plan plan.json --data imagenet/train --recipe vvtq --labels labels.bank
+      torchrun --nproc-per-node 4 -m vitsense qat ...
+
+    The same command continues an interrupted training; the result is bit for bit the same.
+    """
+    from vitsense.analyze import pick_device
+
+    found = _run_of(plan_path, run)
+    request = _request(plan_path, found, options)
+    progress = make_progress(ProgressStyle.NONE if quiet else ProgressStyle(progress_style))
+    session().resumable = True
+    if out is None and found is None:
+        raise UserInputError(f"{plan_path} lies in no run: say where to write with --out.")
+    try:
+        if ablate:
+            from vitsense.qat.ablate import ablate as run_ablation
+
+            where = out or training_path(_there(found), name or "ablation")
+            table = run_ablation(request, where, pick_device(device), _seeds(seeds), progress)
+            emit(str(table))
+            return
+        from vitsense.qat.train import train
+
+        where = out or training_path(_there(found), name or request.recipe.name)
+        folder = TrainingFolder.at(where)
+        record = train(request, folder, pick_device(device), resume=resume, progress=progress)
+    finally:
+        progress.close()
+    if int(os.environ.get("RANK", "0")) == 0:
+        _emit(record, folder, found, as_json=as_json)
+
+
+def _there(run: RunFolder | None) -> Path:
+    assert run is not None
+    return run.path
+
+
+def _run_of(plan_path: Path, run: str | None) -> RunFolder | None:
+    if run is not None:
+        return find_run(run)
+    return RunFolder(plan_path.parent) if (plan_path.parent / "run.json").is_file() else None
+
+
+def _request(plan_path: Path, run: RunFolder | None, options: Mapping[str, Any]) -> QatRequest:
+    from vitsense.qat.recipes import load_recipe
+    from vitsense.qat.request import QatRequest, origin_of
+
+    plan = Plan.load(plan_path)
+    named = ModelRequest(name=options["model"] or "", checkpoint=options["checkpoint"])
+    origin = None
+    if run is not None and options["model"] is None:
+        origin = origin_of(plan, run, checkpoint=options["checkpoint"])
+    elif options["model"] is None:
+        raise UserInputError(
+            f"{plan_path} lies in no run, so its model is not known: give --run, or --model (and "
+            "--checkpoint)."
+        )
+    given = {
+        "data": options["eval_data"],
+        "images": options["eval_images"],
+    }
+    return QatRequest(
+        plan=plan,
+        model=named if origin is None else origin.model,
+        recipe=load_recipe(options["recipe"], _changes(options)),
+        data=options["data"],
+        images=options["images"],
+        eval_data=given["data"] or (None if origin is None else origin.data),
+        eval_images=given["images"] or (1000 if origin is None else origin.images),
+        eval_calibration=128 if origin is None else origin.calibration,
+        eval_seed=0 if origin is None else origin.seed,
+        labels=options["labels"],
+        teacher=_teacher(options),
+        workers=options["workers"],
+        tensorboard=options["tensorboard"],
+    )
+
+
+def _teacher(options: Mapping[str, Any]) -> ModelRequest | None:
+    name, checkpoint = options["teacher"], options["teacher_checkpoint"]
+    if name is None:
+        if checkpoint is not None:
+            raise UserInputError("--teacher-checkpoint needs --teacher, which says what it is of.")
+        return None
+    source = WeightSource.HUB
+    return ModelRequest(name=name, checkpoint=checkpoint, weights=source)
+
+
+def _changes(options: Mapping[str, Any]) -> dict[str, str]:
+    """Values of the recipe from the command line."""
+    found = {}
+    for text in options["changed"]:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserInputError(f"--set is {text!r}: write KEY=VALUE, for example --set hard=0.5.")
+        found[key.strip()] = value
+    for key in _COMMON:
+        if key != "teacher" and options.get(key) is not None:
+            found[key] = str(options[key])
+    return found
+
+
+def _seeds(text: str) -> Sequence[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserInputError(f"--seeds is {text!r}: write whole numbers with commas.") from error
+
+
+def _emit(
+    record: Mapping[str, Any], folder: TrainingFolder, run: RunFolder | None, *, as_json: bool
+) -> None:
+    if as_json:
+        kept = ("status", "fp", "ptq", "best", "last", "steps", "seconds", "gradient_ratio")
+        emit_json(record["status"], {"path": str(folder.path), **{k: record[k] for k in kept}})
+        return
+    best = record["best"]
+    rows = [("Full precision", record["fp"]), ("Quantized, not trained", record["ptq"])]
+    rows += [("Trained, last", record["last"]), (f"Trained, best (step {best['step']})", best)]
+    for label, row in rows:
+        if row is not None:
+            emit(f"{label:32} {_shown(row)}")
+    emit(f"{record['evaluation']['images']} evaluation images; intervals are 95 %.")
+    emit(f"\nTraining: {folder.path}")
+    if run is not None:
+        emit(f"\nNext:\n  vitsense report {shlex.quote(str(run.path))}")
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    if row.get("top1") is not None:
+        text = f"top-1 {row['top1']:6.2f} % ({row['top1_low']:.2f} to {row['top1_high']:.2f})"
+        if row.get("drop") is not None:
+            text += f", drop {row['drop']:.2f} ({row['drop_low']:.2f} to {row['drop_high']:.2f})"
+        return text
+    if row.get("agreement") is None:
+        return "no labels"
+    low, high = row["agreement_low"], row["agreement_high"]
+    return f"agreement {row['agreement']:6.2f} % ({low:.2f} to {high:.2f})"

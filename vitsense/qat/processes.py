@@ -1,0 +1,63 @@
+"""Devices, processes and mixed precision: the only door to Accelerate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
+
+from vitsense.errors import UserInputError
+from vitsense.sensitivity.result import Outcome
+
+__all__ = [
+    "Accelerator",
+    "from_all_processes",
+    "make_accelerator",
+    "mean_over_processes",
+    "outcome_over_processes",
+]
+
+
+def make_accelerator(device: torch.device, precision: str) -> Accelerator:
+    """Devices, processes and mixed precision for one training alone.
+
+    Raises:
+        UserInputError: the precision does not work on the device.
+    """
+    AcceleratorState._reset_state()  # an earlier training of this process may have used another
+    # batch statistics stay those of each process; parameters and gradients are shared
+    handler = DistributedDataParallelKwargs(broadcast_buffers=False)
+    try:
+        return Accelerator(
+            cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[handler]
+        )
+    except ValueError as error:
+        raise UserInputError(
+            f"precision={precision} does not work on {device} ({error}); use precision=no."
+        ) from error
+
+
+def outcome_over_processes(own: Outcome, accelerator: Accelerator) -> Outcome:
+    """The outcome over the images of all processes."""
+    if accelerator.num_processes == 1:
+        return own
+    total = Outcome()
+    for values in gather_object([own.to_list()]):
+        total = total + Outcome.from_list(values)
+    return total
+
+
+def mean_over_processes(value: float, accelerator: Accelerator) -> float:
+    """The mean of a number over all processes."""
+    if accelerator.num_processes == 1:
+        return value
+    found = gather_object([value])
+    return float(sum(found) / len(found))
+
+
+def from_all_processes(value: Any) -> list[Any]:
+    """A value of every process, in their order."""
+    return list(gather_object([value]))

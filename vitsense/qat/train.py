@@ -1,0 +1,301 @@
+"""One training from a plan to its result: the order of things, and what is written when."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitsense import provenance
+from vitsense.errors import InputMissingError, StaleResultError, UserInputError
+from vitsense.models import LoadedModel, load_model
+from vitsense.plan.plan import Plan
+from vitsense.progress import NO_PROGRESS, Progress
+from vitsense.qat.batches import StepSource
+from vitsense.qat.engine import Engine
+from vitsense.qat.evaluate import Evaluation, outcome_row
+from vitsense.qat.looks import WeightFacts, oscillation_row, scales_row, weight_facts
+from vitsense.qat.prepare import FLOAT, QuantizedModel, prepare_qat
+from vitsense.qat.processes import Accelerator, make_accelerator, outcome_over_processes
+from vitsense.qat.ptq import ptq_outcome
+from vitsense.qat.request import QatRequest, refuse_changed
+from vitsense.qat.result import TrainingLog, finished, first_record
+from vitsense.qat.resume import load_state
+from vitsense.qat.steadying import Steadying, qat_settings
+from vitsense.qat.teacher import Teacher
+from vitsense.qat.training_set import TrainingSet, open_training_set
+from vitsense.trainings import TrainingFolder
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Job:
+    """The parts of a training that do not change."""
+
+    request: QatRequest
+    model: LoadedModel
+    images: TrainingSet
+    calibration: list[Tensor]
+    evaluation: Evaluation
+    accelerator: Accelerator
+    log: TrainingLog
+    progress: Progress
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes."""
+        return bool(self.accelerator.is_main_process)
+
+
+def train(
+    request: QatRequest,
+    folder: TrainingFolder,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    progress: Progress = NO_PROGRESS,
+    command: list[str] | None = None,
+) -> dict[str, Any]:
+    """Train the quantized model of a plan; an unfinished equal training in ``folder`` goes on.
+
+    Args:
+        request: What to do.
+        folder: Where everything is written.
+        device: Where to train; Accelerate spreads over the processes of ``torchrun``.
+        resume: Insist that there is something to go on from.
+        progress: Told of every step.
+        command: The command line, for the record.
+
+    Returns:
+        The record, as in ``qat.json``.
+
+    Raises:
+        StaleResultError: the folder holds another or a finished training.
+        VitsenseError: see `vitsense.errors`.
+    """
+    accelerator = make_accelerator(device, request.recipe.precision)
+    if not accelerator.is_main_process:
+        progress = NO_PROGRESS
+    device = accelerator.device
+    model = load_model(request.model, device)
+    images = open_training_set(request, model, device, accelerator.num_processes)
+    recipe = request.recipe
+    steps = max(1, round(recipe.epochs * len(images.numbers) / recipe.batch))
+    record = first_record(request, model, images, steps, command or provenance.command_line())
+    state = _state_of(folder, record, resume)
+    torch.manual_seed(recipe.seed + accelerator.process_index)
+    job = _Job(
+        request=request,
+        model=model,
+        images=images,
+        calibration=images.calibration(recipe.calibration, recipe.seed, device),
+        evaluation=Evaluation(
+            images=images.evaluation,
+            preprocessing=model.preprocessing,
+            device=device,
+            rank=accelerator.process_index,
+            ranks=accelerator.num_processes,
+        ),
+        accelerator=accelerator,
+        log=TrainingLog(folder, writes=accelerator.is_main_process, board=request.tensorboard),
+        progress=progress,
+        record=record,
+    )
+    with _status_kept(job, folder):
+        _train(job, folder, steps, state)
+    return job.record
+
+
+def _state_of(
+    folder: TrainingFolder, record: dict[str, Any], resume: bool
+) -> dict[str, Any] | None:
+    """What to go on from; None for a fresh start."""
+    if not folder.started:
+        if resume:
+            raise InputMissingError(
+                f"{folder.path} holds no training to resume; start it without --resume."
+            )
+        return None
+    earlier = folder.read_record()
+    refuse_changed(earlier, record, folder.path)
+    if earlier.get("status") == "complete":
+        raise StaleResultError(
+            f"The training in {folder.path} is complete; choose another --name, or delete it."
+        )
+    path = folder.path / "resume.pt"
+    return load_state(path) if path.is_file() or resume else None
+
+
+@contextmanager
+def _status_kept(job: _Job, folder: TrainingFolder) -> Iterator[None]:
+    """Write how the training ended, whatever ended it."""
+    if job.main:
+        folder.write_record(job.record)
+    try:
+        yield
+    except BaseException as error:
+        job.record["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        if job.main:
+            folder.write_record(job.record)
+        raise
+    finally:
+        job.log.close()
+    job.record["status"] = "complete"
+    if job.main:
+        folder.write_record(job.record)
+        (folder.path / "resume.pt").unlink(missing_ok=True)
+
+
+def _train(job: _Job, folder: TrainingFolder, steps: int, state: dict[str, Any] | None) -> None:
+    request, recipe, model = job.request, job.request.recipe, job.model
+    plan = _plan_in_training(request.plan, recipe.schedule)
+    quantized = prepare_qat(
+        model.module, plan, settings=qat_settings(recipe), calibration=job.calibration
+    )
+    before = weight_facts(quantized)
+    if state is not None:
+        quantized.load_state_dict(state["model"], strict=True)
+    job.evaluation.remember(model.module)
+    _measure_untrained(job)
+    engine = _engine(job, folder, quantized, steps)
+    if state is None:
+        job.log.cut(0)
+        if job.main:
+            job.log.histograms("begin", before)
+    else:
+        engine.restore(state)
+        job.log.cut(engine.position.step)
+        job.progress.note(f"Continuing at step {engine.position.step} of {steps}.")
+    batches = _source(job).steps(engine.position.step, steps, request.workers)
+    try:
+        engine.run(batches)
+    finally:
+        engine.teacher.close()
+    engine.write_last()
+    if recipe.schedule == "activations_first":
+        quantized, last = _weights_quantized(job, engine)
+        engine.position.last = engine.position.best = {"step": steps, **last}
+        engine.position.best_step = steps
+    job.record |= finished(job.record, engine, folder)
+    if job.main:
+        _write_weights(job, engine, quantized, before)
+
+
+def _plan_in_training(plan: Plan, schedule: str) -> Plan:
+    if schedule == "both":
+        return plan
+    return replace(plan, modules=tuple(replace(m, weight=FLOAT) for m in plan.modules))
+
+
+def _measure_untrained(job: _Job) -> None:
+    """Full precision and the plan without training, on the evaluation images."""
+    own = job.evaluation.outcome(job.model.module)
+    outcome = outcome_over_processes(own, job.accelerator)
+    row = outcome_row(outcome)
+    job.record["fp"] = {"n": outcome.n, **{k: row[k] for k in ("top1", "top1_low", "top1_high")}}
+    found = ptq_outcome(job.model, job.request.plan, job.calibration, job.evaluation)
+    job.record["ptq"] = (
+        None if found is None else outcome_row(outcome_over_processes(found, job.accelerator))
+    )
+
+
+def _source(job: _Job) -> StepSource:
+    images = job.images
+    return StepSource(
+        reader=images.reader,
+        numbers=images.numbers,
+        order=images.order,
+        crops=job.request.recipe.crops,
+        policy=images.policy,
+        rank=job.accelerator.process_index,
+        ranks=job.accelerator.num_processes,
+        bank=images.bank,
+        teacher_reader=images.teacher_reader,
+    )
+
+
+def _engine(job: _Job, folder: TrainingFolder, quantized: QuantizedModel, steps: int) -> Engine:
+    recipe = job.request.recipe
+    per_epoch = len(job.images.numbers) / recipe.batch
+    steadying = Steadying.of(quantized, recipe)
+
+    def look(step: int) -> None:
+        place = {"step": step, "epoch": step / per_epoch}
+        job.log.write(oscillation_row(steadying.tracker) | place)
+        job.log.write(scales_row(quantized) | place)
+
+    engine = Engine(
+        model=quantized,
+        recipe=recipe,
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        classes=job.model.num_classes,
+        teacher=_teacher(job),
+        steadying=steadying,
+        evaluation=job.evaluation,
+        accelerator=job.accelerator,
+        folder=folder,
+        progress=job.progress,
+        look=look,
+        write=job.log.write,
+        checkpoint_steps=job.request.checkpoint_steps,
+    )
+    if recipe.mimic:
+        path = _classifier(job.model.module)
+        engine.teacher.mimicking(engine.model.model, path, recipe.mimic, job.calibration)
+    return engine
+
+
+def _teacher(job: _Job) -> Teacher:
+    live = job.images.teacher
+    module = None
+    if live is not None:
+        # the student's own full precision must not be changed by hooks on the teacher
+        module = copy.deepcopy(live.module).eval().requires_grad_(False)
+    return Teacher(classes=job.model.num_classes, hard=job.request.recipe.hard, live=module)
+
+
+def _classifier(model: nn.Module) -> str:
+    """Path of the last linear layer.
+
+    Raises:
+        UserInputError: there is none.
+    """
+    paths: list[str] = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    ]
+    if not paths:
+        raise UserInputError("mimic needs a model that ends in a linear layer; use mimic=0.")
+    return paths[-1]
+
+
+def _weights_quantized(job: _Job, engine: Engine) -> tuple[QuantizedModel, dict[str, Any]]:
+    """The model with its weights quantized at last, by least squared error, and its outcome."""
+    trained = engine.model.float_model().eval()
+    free = {k: v for k, v in job.request.plan.model.items() if not k.endswith("digest")}
+    plan = replace(job.request.plan, model=free)
+    settings = qat_settings(job.request.recipe)
+    made = prepare_qat(trained, plan, settings=settings, calibration=job.calibration)
+    for site, quantizer in engine.model.quantizers.items():
+        made.quantizers[site].load_state_dict(quantizer.state_dict())
+    own = job.evaluation.outcome(made)
+    row = outcome_row(outcome_over_processes(own, job.accelerator))
+    epoch = engine.steps / engine.steps_per_epoch
+    job.log.write({"kind": "evaluation", "step": engine.steps, "epoch": epoch, **row})
+    engine.model = made
+    engine.write_last()
+    return made, row
+
+
+def _write_weights(
+    job: _Job, engine: Engine, quantized: QuantizedModel, before: dict[str, WeightFacts]
+) -> None:
+    after = weight_facts(quantized)
+    job.log.histograms("end", after)
+    if before.keys() == after.keys():
+        job.log.movement(before, after, engine.steadying.tracker.share())

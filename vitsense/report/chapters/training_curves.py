@@ -1,0 +1,281 @@
+"""One training in detail: curves, oscillation and steps over time, latent weights in bins."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vitsense.report.formatters import number as decimal
+from vitsense.report.formatters import short
+from vitsense.report.section import Block, Chart, Facts, Series, Shape, Table
+from vitsense.trainings import TrainingFolder
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+_SHOWN = 5  # modules in a figure
+_ROWS = 12  # modules in the table of movement
+_INK = -1
+
+
+def details(folder: TrainingFolder, record: Mapping[str, Any], number: int) -> list[Block]:
+    """The blocks about one training; ``number`` is the model's colour."""
+    slug = f"training-{number}-" + re.sub(r"[^A-Za-z0-9]+", "-", folder.name)
+    blocks: list[Block | None] = [
+        _facts(record),
+        _loss_curve(folder, slug, number),
+        _accuracy_curve(folder, record, slug, number),
+        _oscillation(folder, slug, number),
+        _scales(folder, slug, number),
+        *_histograms(folder, slug, number),
+        _movement(folder),
+    ]
+    return [block for block in blocks if block is not None]
+
+
+def _facts(record: Mapping[str, Any]) -> Facts:
+    recipe, data, teacher = record["recipe"], record["data"], record["teacher"]
+    bank = teacher.get("bank")
+    answers = (
+        f"label bank of {bank['teacher']['name']}" if bank else teacher.get("live") or "labels"
+    )
+    rows = [
+        ("Recipe", f"{recipe['name']} {recipe['version']}: {recipe['about']}"),
+        ("Source", recipe["source"]),
+        ("Learned from", f"{answers}; {recipe['crops']} crops of an image per step"),
+        ("Training images", f"{data['images']} of {data['spec']}"),
+        ("Learning rate", f"{recipe['lr']:g}, cosine to {recipe['min_lr']:g}"),
+        ("Regularizer", _regularizer(record)),
+        ("Speed", f"{record['crops_per_second']:.0f} crops/s on {record['device']}"),
+    ]
+    return Facts(rows=tuple(rows))
+
+
+def _regularizer(record: Mapping[str, Any]) -> str:
+    recipe, ratio = record["recipe"], record["gradient_ratio"]
+    if recipe["regularizer"] == "none":
+        return "none"
+    text = f"{recipe['regularizer']}, strength {recipe['strength']:g}"
+    if ratio is None:
+        return text
+    return f"{text}; its gradient is {short(ratio)} of the task's (median over logged steps)"
+
+
+def _loss_curve(folder: TrainingFolder, slug: str, number: int) -> Chart | None:
+    rows = folder.metrics("train")
+    if len(rows) < 2:
+        return None
+    first, last = rows[0]["loss"], rows[-1]["loss"]
+    return Chart(
+        name=f"{slug}-loss",
+        title=f"The training loss went from {first:.2f} to {last:.2f}",
+        alt=f"Training loss over {rows[-1]['step']} steps: from {first:.2f} to {last:.2f}.",
+        reading="Loss of single batches; it includes what the teacher itself is unsure of.",
+        shape=Shape.LINE,
+        x_label="step",
+        y_label="loss (nats)",
+        series=(_series("loss", rows, "loss", number),),
+    )
+
+
+def _series(name: str, rows: Sequence[Mapping[str, Any]], key: str, colour: int) -> Series:
+    return Series(
+        name=name,
+        x=tuple(float(row["step"]) for row in rows),
+        y=tuple(float(row[key]) for row in rows),
+        colour=colour,
+    )
+
+
+def _accuracy_curve(
+    folder: TrainingFolder, record: Mapping[str, Any], slug: str, number: int
+) -> Chart | None:
+    rows = folder.metrics("evaluation")
+    key = "top1" if record["last"].get("top1") is not None else "agreement"
+    rows = [row for row in rows if row.get(key) is not None]
+    if len(rows) < 2:
+        return None
+    what = "top-1" if key == "top1" else "agreement"
+    trained = Series(
+        name="trained",
+        x=tuple(float(row["step"]) for row in rows),
+        y=tuple(float(row[key]) for row in rows),
+        low=tuple(float(row[f"{key}_low"]) for row in rows),
+        high=tuple(float(row[f"{key}_high"]) for row in rows),
+        colour=number,
+    )
+    ends = (trained.x[0], trained.x[-1])
+    lines = [trained]
+    for name, row in (("full precision", record["fp"]), ("quantized only", record["ptq"])):
+        if row is not None and row.get(key) is not None:
+            value = float(row[key])
+            lines.append(Series(name=name, x=ends, y=(value, value), colour=_INK))
+    return Chart(
+        name=f"{slug}-accuracy",
+        title=f"{what.capitalize()} went from {trained.y[0]:.1f} to {trained.y[-1]:.1f} %",
+        alt=f"{what} by step: "
+        + ", ".join(f"{x:.0f}: {y:.1f} %" for x, y in zip(trained.x, trained.y, strict=True))
+        + ".",
+        reading="The band is the 95 % interval over the evaluation images.",
+        shape=Shape.LINE,
+        x_label="step",
+        y_label=f"{what} (%)",
+        series=tuple(lines),
+    )
+
+
+def _oscillation(folder: TrainingFolder, slug: str, number: int) -> Chart | None:
+    rows = folder.metrics("oscillation")
+    if len(rows) < 2:
+        return None
+    last = rows[-1]["share"]
+    worst = sorted(last, key=lambda name: -last[name])[:_SHOWN]
+    x = tuple(float(row["step"]) for row in rows)
+    lines = [Series(name="all weights", x=x, y=tuple(100 * r["all"] for r in rows), colour=_INK)]
+    lines += [
+        Series(name=name, x=x, y=tuple(100 * row["share"][name] for row in rows), colour=number)
+        for name in worst
+        if last[name] > 0
+    ]
+    total = 100 * rows[-1]["all"]
+    said = ", ".join(f"{name} {100 * last[name]:.2f} %" for name in worst)
+    return Chart(
+        name=f"{slug}-oscillation",
+        title=f"At the end {total:.2f} % of the weights oscillate, most in {worst[0]}",
+        alt=f"Share of oscillating weights at the end: all {total:.2f} %; {said}.",
+        reading=(
+            "A weight oscillates when its whole code flips back and forth; counted are those whose "
+            f"average of flips per step is above {rows[-1]['threshold']:g}. The modules with the "
+            "largest shares at the end are drawn."
+        ),
+        shape=Shape.LINE,
+        x_label="step",
+        y_label="oscillating weights (%)",
+        series=tuple(lines),
+    )
+
+
+def _scales(folder: TrainingFolder, slug: str, number: int) -> Chart | None:
+    rows = folder.metrics("scales")
+    if len(rows) < 2 or not rows[0]["scale"]:
+        return None
+    first, last = rows[0]["scale"], rows[-1]["scale"]
+    moved = {name: last[name] / first[name] for name in first if first[name] > 0 and last[name] > 0}
+    most = sorted(moved, key=lambda name: -max(moved[name], 1 / moved[name]))[:_SHOWN]
+    x = tuple(float(row["step"]) for row in rows)
+    return Chart(
+        name=f"{slug}-scales",
+        title=f"The step that moved most is of {most[0]}: {moved[most[0]]:.2f} of its start",
+        alt="Steps at the end, relative to their start: "
+        + ", ".join(f"{name} {moved[name]:.2f}" for name in most)
+        + ".",
+        reading="Mean learned step of a quantizer over its first value.",
+        shape=Shape.LINE,
+        x_label="step",
+        y_label="step size / its start",
+        series=tuple(
+            Series(
+                name=name,
+                x=x,
+                y=tuple(row["scale"][name] / first[name] for row in rows),
+                colour=number,
+            )
+            for name in most
+        ),
+    )
+
+
+def _histograms(folder: TrainingFolder, slug: str, number: int) -> list[Chart]:
+    """Latent weights of the modules that moved most, before and after, in steps of their grid."""
+    import numpy as np
+
+    path, table = folder.path / "weights.npz", _movement_table(folder)
+    if not path.is_file() or table is None:
+        return []
+    narrow = table[table["bits"] <= 4].sort_values("change", ascending=False)
+    charts = []
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+        for place, row in enumerate(narrow.head(2).to_dict("records")):
+            lines = [
+                _density(stored, moment, row["module"], colour)
+                for moment, colour in (("begin", _INK), ("end", number))
+            ]
+            charts.append(
+                Chart(
+                    name=f"{slug}-weights-{place}",
+                    title=(
+                        f"{row['module']}: {100 * row['codes_changed']:.1f} % of the weights "
+                        "changed their code"
+                    ),
+                    alt=(
+                        f"Histogram of the latent weights of {row['module']} in steps of its "
+                        f"{row['bits']}-bit grid, before and after training; the distance to the "
+                        f"grid went from {row['sqnr_before']:.1f} to {row['sqnr_after']:.1f} dB."
+                    ),
+                    reading=(
+                        "Whole numbers are the levels of the grid, halves the thresholds between "
+                        "them. Weights that pile up at thresholds oscillate; a peak at a level is "
+                        "a bin that was drawn together."
+                    ),
+                    shape=Shape.LINE,
+                    x_label="latent weight (steps)",
+                    y_label="share of weights (%)",
+                    series=tuple(lines),
+                )
+            )
+    return charts
+
+
+def _density(stored: Mapping[str, NDArray[Any]], moment: str, module: str, colour: int) -> Series:
+    edges, counts = stored[f"{moment}|{module}|edges"], stored[f"{moment}|{module}|counts"]
+    middle = (edges[:-1] + edges[1:]) / 2
+    share = 100 * counts / max(int(counts.sum()), 1)
+    name = "before" if moment == "begin" else "after"
+    x, y = (tuple(float(v) for v in values) for values in (middle, share))
+    return Series(name=name, x=x, y=y, colour=colour)
+
+
+def _movement_table(folder: TrainingFolder) -> pd.DataFrame | None:
+    import pandas as pd
+
+    path = folder.path / "movement.csv"
+    return pd.read_csv(path) if path.is_file() else None
+
+
+def _movement(folder: TrainingFolder) -> Table | None:
+    table = _movement_table(folder)
+    if table is None or table.empty:
+        return None
+    rows = table.sort_values("change", ascending=False).head(_ROWS).to_dict("records")
+    most = rows[0]
+    return Table(
+        title=f"{most['module']} moved most: {100 * most['change']:.1f} % of its norm",
+        head=(
+            "Module",
+            "Bits",
+            "Moved (% of norm)",
+            "Codes changed (%)",
+            "Oscillating (%)",
+            "Signal to rounding, before (dB)",
+            "after (dB)",
+            "Excess kurtosis, before",
+            "after",
+        ),
+        rows=tuple(
+            (
+                str(row["module"]),
+                str(row["bits"]),
+                f"{100 * row['change']:.1f}",
+                f"{100 * row['codes_changed']:.1f}",
+                f"{100 * row['oscillating']:.2f}",
+                decimal(row["sqnr_before"]),
+                decimal(row["sqnr_after"]),
+                short(row["kurtosis_before"]),
+                short(row["kurtosis_after"]),
+            )
+            for row in rows
+        ),
+        reading=f"The {len(rows)} modules whose weights moved most; all are in movement.csv.",
+    )
