@@ -107,7 +107,7 @@ def run_analysis(
     record = RunRecord(settings=settings, commands=[command or provenance.command_line()])
     record.models = [describe(model) for model in models]
     record.data = describe_data(source, calibration, evaluation)
-    record.warnings = warnings_of(settings, models, source, evaluation)
+    record.warnings = warnings_of(settings, models, source, (calibration, evaluation))
     run = _folder(settings, record, out, root, progress)
     for model in models:
         for note in model.notes:
@@ -289,9 +289,10 @@ def warnings_of(
     settings: AnalyzeSettings,
     models: list[LoadedModel],
     source: ImageSource,
-    evaluation: ImageSet,
+    drawn: tuple[ImageSet, ImageSet],
 ) -> list[str]:
-    """What a reader of the numbers must know first."""
+    """What a reader of the numbers must know first; ``drawn`` calibrates and evaluates."""
+    evaluation = drawn[1]
     found = []
     random = [m.key for m in models if m.request.weights is WeightSource.RANDOM]
     if random:
@@ -317,7 +318,7 @@ def warnings_of(
         )
     if len(evaluation) < settings.images:
         found.append(f"{settings.images} images were asked for, {len(evaluation)} were there.")
-    skipped = len(evaluation.skipped)
+    skipped = sum(len(images.skipped) for images in drawn)
     if skipped:
         found.append(f"{skipped} images could not be read and were left out.")
     return found

@@ -206,8 +206,9 @@ def draw_images(
     """Calibration and evaluation images, which never overlap.
 
     The order is a permutation from the seed. Evaluation is its front; calibration comes from what
-    is left, the classes in turn where there are labels. An image that cannot be read is taken out
-    of the order and both are drawn again, as if it had never been there.
+    is left, the classes in turn where there are labels. An image that cannot be read, and one for
+    calibration whose bytes are those of an evaluation image, is taken out of the order and both are
+    drawn again, as if it had never been there.
 
     Raises:
         UserInputError: too few images, or the same image in both sources.
@@ -232,11 +233,11 @@ _Parts = tuple[list[int], list[int]]
 def _both(source: ImageSource, order: list[int], draw: Draw) -> _Parts:
     """Numbers for calibration and for evaluation, from images that are all readable."""
     if len(order) < 2:
-        broken = len(source) - len(order)
-        tried = f", of which {broken} cannot be read as images" if broken else ""
+        useless = len(source) - len(order)
+        tried = f", of which {useless} cannot be read or repeat another" if useless else ""
         raise UserInputError(
             f"{source.spec} has {len(source)} image{'s' * (len(source) != 1)}{tried}; at least two "
-            "readable ones are needed: one to calibrate, one to evaluate."
+            "different ones are needed: one to calibrate, one to evaluate."
         )
     wanted, front = draw.calibration, draw.evaluation
     if front + wanted > len(order):
@@ -274,6 +275,10 @@ def _readable(
                     _refuse_if_strict(source, number, error, draw)
                     images.skipped.append(source.name(number))
                     broken.add(number)
+        if not broken:
+            # the same picture again, under another name
+            evaluated = {digests[number] for number in parts[1]}
+            broken = {number for number in parts[0] if digests[number] in evaluated}
         if not broken:
             break
         order = [number for number in order if number not in broken]

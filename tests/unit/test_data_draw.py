@@ -46,7 +46,7 @@ def test_no_image_is_in_both_and_none_is_used_twice(
     readable = len(set(range(len(labels))) - broken)
     draw = Draw(evaluation=evaluation, calibration=calibration, seed=seed)
     if readable < 2:
-        with pytest.raises(UserInputError, match="at least two readable"):
+        with pytest.raises(UserInputError, match="at least two different"):
             draw_images(source, draw)
         return
     first, second = draw_images(source, draw)
@@ -111,7 +111,7 @@ def test_too_few_images_leave_a_tenth_for_calibration() -> None:
 
 @pytest.mark.parametrize("count", [1, 0])
 def test_fewer_than_two_images_are_refused(count: int) -> None:
-    with pytest.raises(UserInputError, match=f"has {count} image.*at least two readable"):
+    with pytest.raises(UserInputError, match=f"has {count} image.*at least two different"):
         draw_images(made_up([0] * count), Draw(evaluation=1, calibration=1))
 
 
@@ -167,7 +167,7 @@ def test_the_digest_sees_content_label_and_order(tmp_path: Path) -> None:
     assert digest("c", [0, 1, 0, 1, 1]) != same or digest("d", [1, 1, 0, 1, 0]) != same
     changed = labelled(tmp_path / "e", [0, 1, 0, 1, 0])
     for file in changed.glob("*.png"):
-        Image.new("RGB", (3, 3)).save(file)
+        Image.new("RGB", (3, 3), (0, 0, int(file.stem))).save(file)
     assert draw_images(open_source(str(changed)), draw)[1].digest != same
 
 
