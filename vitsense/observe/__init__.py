@@ -5,16 +5,21 @@ can compute only what comes after a module. After any use, also after an excepti
 as it was found.
 """
 
-from vitsense.observe.operations import Op
+from vitsense.observe.gradients import Flow, FlowSession, flowing
+from vitsense.observe.operations import Call, Op
 from vitsense.observe.replay import ReplaySession
 from vitsense.observe.stack import intercepting, preserved
 from vitsense.observe.visiting import Observer, Visit, observing
 
 __all__ = [
+    "Call",
+    "Flow",
+    "FlowSession",
     "Observer",
     "Op",
     "ReplaySession",
     "Visit",
+    "flowing",
     "intercepting",
     "observing",
     "preserved",

@@ -58,6 +58,21 @@ OPS: dict[Function, Op] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Convolution:
+    """How a convolution moves over its input."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | None
+    """None where it is given in words (``same``)."""
+    dilation: tuple[int, ...]
+    groups: int
+
+
+def _spread(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else tuple(value)
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """The arguments of one intercepted call, with named access to tensors in them."""
 
@@ -104,6 +119,22 @@ class Call:
     def with_layer(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Call:  # noqa: A002
         """The same linear or convolution with other tensors."""
         return self.put(0, "input", input).put(1, "weight", weight).put(2, "bias", bias)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear call rather than a convolution."""
+        return self.function is F.linear
+
+    def convolution(self) -> Convolution:
+        """Geometry of a convolution call, one number per spatial axis."""
+        axes = self.weight.dim() - 2
+        given = (self.get(3, "stride", 1), self.get(4, "padding", 0), self.get(5, "dilation", 1))
+        stride, padding, dilation = (
+            None if isinstance(value, str) else _spread(value, axes) for value in given
+        )
+        assert stride is not None
+        assert dilation is not None
+        return Convolution(stride, padding, dilation, int(self.get(6, "groups", 1)))
 
     # Products ---------------------------------------------------------------------------------
     def operands(self) -> tuple[Tensor, ...]:

@@ -67,8 +67,7 @@ class SiteHandler:
         if op is Op.LINEAR or op is Op.CONV:
             return self._layer(call, path, -1 if op is Op.LINEAR else -call.weight.dim() + 1)
         if op is Op.PRODUCT or op is Op.SDPA:
-            modules = self._products.get((path, self._calls[path]), ())
-            self._calls[path] += 1
+            modules = self.products_of(path)
             self._mark(modules)
             active = [m for m in modules if any(s.id in self.visits for s in m.sites)]
             if not active:
@@ -78,11 +77,21 @@ class SiteHandler:
             return multi_head_attention(call, lambda inner: self._expanded(inner, path))
         return call.run()
 
+    def layers_of(self, call: Call, path: str) -> list[SiteModule]:
+        """The catalog's modules of a linear or convolution call; several for a fused one."""
+        return self._by_weight.get(id(call.weight)) or self._by_path.get(path, [])
+
+    def products_of(self, path: str) -> list[SiteModule]:
+        """The catalog's modules of the next product inside ``path``; two for fused attention."""
+        number = self._calls[path]
+        self._calls[path] += 1
+        return self._products.get((path, number), [])
+
     def _expanded(self, call: Call, path: str) -> Any:
         op = Op.LINEAR if call.function is torch.nn.functional.linear else Op.SDPA
         return self.handle(op, call, path)
 
-    def _mark(self, modules: list[SiteModule] | tuple[SiteModule, ...]) -> None:
+    def _mark(self, modules: list[SiteModule]) -> None:
         if self.seen is not None:
             for module in modules:
                 self.seen(module)
@@ -95,7 +104,7 @@ class SiteHandler:
         return tensor if replacement is None else replacement
 
     def _layer(self, call: Call, path: str, channel_axis: int) -> Any:
-        modules = self._by_weight.get(id(call.weight)) or self._by_path.get(path, [])
+        modules = self.layers_of(call, path)
         self._mark(modules)
         active = [m for m in modules if any(s.id in self.visits for s in m.sites)]
         if not active:
@@ -114,8 +123,8 @@ class SiteHandler:
         """The fused output; channels of active slices are computed from visited tensors."""
         parts: dict[tuple[int, ...], Tensor] = {}
         for module in active:
-            channels = module.channels or ()
-            index = _as_index(channels)
+channels = module.channels or ()
+            index = as_index(channels)
             bias = None if call.bias is None else call.bias[index]
             part: Call = call.with_layer(call.input, call.weight[index], bias)
             visited = self._whole(part, module)
@@ -127,7 +136,7 @@ class SiteHandler:
             return torch.cat(list(parts.values()), dim=channel_axis)
         output: Tensor = call.run()
         for channels, values in parts.items():
-            output[(..., _as_index(channels), *(slice(None),) * (-channel_axis - 1))] = values
+            output[(..., as_index(channels), *(slice(None),) * (-channel_axis - 1))] = values
         return output
 
     def _product(self, call: Call, active: list[SiteModule]) -> Any:
@@ -151,7 +160,7 @@ class SiteHandler:
         return attention_output(call, probs, call.get(2, "value"))
 
 
-def _as_index(channels: tuple[int, ...]) -> slice | list[int]:
+def as_index(channels: tuple[int, ...]) -> slice | list[int]:
     """A slice where the channels are contiguous (no copy of the weight), else a list."""
     first, last = channels[0], channels[-1]
     return slice(first, last + 1) if last - first + 1 == len(channels) else list(channels)
