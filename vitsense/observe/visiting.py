@@ -123,7 +123,7 @@ class SiteHandler:
         """The fused output; channels of active slices are computed from visited tensors."""
         parts: dict[tuple[int, ...], Tensor] = {}
         for module in active:
-channels = module.channels or ()
+            channels = module.channels or ()
             index = as_index(channels)
             bias = None if call.bias is None else call.bias[index]
             part: Call = call.with_layer(call.input, call.weight[index], bias)

@@ -60,7 +60,7 @@ def rounding_products(
         work, error = torch.empty_like(piece), torch.empty_like(piece)
         for number, grid in enumerate(grids):
             scale: Tensor | float = 1.0
-            if grid.scale.numel() == 1:
+            if isinstance(grid, Grid) and grid.scale.numel() == 1:
                 rounding_error_in_steps(piece, grid, work=work, out=error)
                 scale = grid.scale
             else:
