@@ -9,6 +9,7 @@ from typing import Any
 
 from vitsense.formats import FormatLike, format_of
 from vitsense.runfolder import RunFolder
+from vitsense.sensitivity.estimate import Estimate, Estimates
 from vitsense.sensitivity.ledger import Entry, Span
 from vitsense.sensitivity.result import Cell, Outcome
 from vitsense.settings import Part
@@ -48,6 +49,23 @@ class KeptResults:
                 "cells": [[c.part.value, c.format, o.to_list()] for c, o in cells],
             }
         )
+
+    def estimates(self) -> dict[Span, Estimates]:
+        """Estimated divergences by span of images."""
+        return {
+            Span(*record["estimated"]): {
+                Cell.of(module, name, Part(part)): Estimate(*values)
+                for module, part, name, *values in record["cells"]
+            }
+            for record in self._state
+            if "estimated" in record
+        }
+
+    def keep_estimates(self, span: Span, found: Estimates) -> None:
+        """Append the estimates of all cells on one span."""
+        cells = [[c.module, c.part.value, c.format, e.n, e.kl, e.kl2] for c, e in found.items()]
+        record = {"model": self._key, "estimated": [span.start, span.stop], "cells": cells}
+        self._run.append_state(record)
 
     def plan(self, bits: Mapping[str, FormatLike]) -> Outcome | None:
         """The outcome of a whole plan, if it was measured before."""

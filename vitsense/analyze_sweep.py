@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from vitsense.analyze_kept import KeptResults
 from vitsense.progress import Progress
+from vitsense.sensitivity.estimate import Estimated, EstimateMemory
+from vitsense.sensitivity.fisher import estimate_fisher
 from vitsense.sensitivity.ledger import Ledger
 from vitsense.sensitivity.meter import Batch
 from vitsense.sensitivity.quantizers import Quantizers
@@ -35,7 +37,7 @@ class Sweep:
     progress: Progress
 
 
-def measure_cells(sweep: Sweep) -> list[Measured]:
+def measure_cells(sweep: Sweep) -> Sequence[Measured | Estimated]:
     """Fill the sensitivity table; what the run has kept is not measured again."""
     return _MODES[sweep.settings.mode](sweep)
 
@@ -54,4 +56,23 @@ def _exact(sweep: Sweep) -> list[Measured]:
     )
 
 
-_MODES: dict[SweepMode, Callable[[Sweep], list[Measured]]] = {SweepMode.EXACT: _exact}
+def estimate_cells(sweep: Sweep) -> list[Estimated]:
+    """Estimate the divergence of every cell from one pass there and one back."""
+    sweep.progress.start(sweep.images, f"{sweep.key} estimates")
+    return estimate_fisher(
+        sweep.model,
+        sweep.catalog,
+        sweep.quantizers,
+        sweep.batches(),
+        bits=sweep.settings.format_names,
+        parts=sweep.settings.parts,
+        seed=sweep.settings.seed,
+        memory=EstimateMemory(sweep.kept.estimates(), sweep.kept.keep_estimates),
+        progress=sweep.progress,
+    )
+
+
+_MODES: dict[SweepMode, Callable[[Sweep], Sequence[Measured | Estimated]]] = {
+    SweepMode.EXACT: _exact,
+    SweepMode.FAST: estimate_cells,
+}

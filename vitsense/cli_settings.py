@@ -73,7 +73,8 @@ _OPTIONS = (
         "--mode",
         type=_MODES,
         default=_DEFAULT.mode.value,
-        help="exact: every module at every width on every image.",
+        help="exact: every module at every width on every image. fast: divergences estimated from "
+        "one pass there and one back; single modules get no drop, whole plans are measured.",
     ),
     click.option("--budget", default=_DEFAULT.budget, help="Limit of the plan; see vitsense plan."),
     click.option(

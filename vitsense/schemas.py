@@ -34,6 +34,9 @@ _PREDICTED = {
     "predicted_high": "float64",
 }
 
+RATED = ("measured", "estimated")
+"""Statuses of rows of ``sensitivity.csv`` that have a divergence."""
+
 SCHEMAS: dict[str, dict[str, str]] = {
     "modules": {
         "model": "str",

@@ -24,6 +24,8 @@ class SweepMode(Enum):
 
     EXACT = "exact"
     """Every module at every width on every image."""
+    FAST = "fast"
+    """Divergences estimated from one forward and one backward pass; drops are not measured."""
 
 
 class WeightSource(Enum):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitsense.formats import NumberFormat, format_of
+from vitsense.schemas import RATED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,8 +46,10 @@ def verdict(
     worst = worst_modules(sensitivity)
     if worst is not None:
         names, share, form = worst
+        how = "estimated " if (sensitivity["status"] == "estimated").any() else ""
         lines.append(
-            f"{model}: {len(names)} modules cause {share:.0f} % of the divergence at {form.words}: "
+            f"{model}: {len(names)} modules cause {share:.0f} % of the {how}divergence at "
+            f"{form.words}: "
             f"{', '.join(names)}."
         )
     return lines
@@ -87,7 +90,7 @@ def worst_modules(
     sensitivity: pd.DataFrame, most: int = 5
 ) -> tuple[list[str], float, NumberFormat] | None:
     """The modules with the largest divergence in the decisive format, and their share of all."""
-    good = sensitivity[(sensitivity["status"] == "measured") & (sensitivity["part"] == "both")]
+    good = sensitivity[sensitivity["status"].isin(RATED) & (sensitivity["part"] == "both")]
     form = decisive_format(good)
     if form is None:
         return None

@@ -11,6 +11,7 @@ from small_models import BUILDERS, RaisesOnCall, WithFrozenNorm, images
 
 from vitsense.discover import find_sites
 from vitsense.observe import ReplaySession, observing
+from vitsense.sensitivity.fisher import estimate_fisher
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.sweep import measure_exact, measure_joint
 from vitsense.settings import QuantSettings
@@ -81,11 +82,16 @@ def do_joint(model, catalog, quantizers) -> None:
     measure_joint(model, catalog, quantizers, batches(), {"all": plan})
 
 
+def do_estimate(model, catalog, quantizers) -> None:
+    estimate_fisher(model, catalog, quantizers, batches(), bits=(8, 3))
+
+
 METHODS: dict[str, Callable[..., None]] = {
     "find_sites": do_find,
     "collect_statistics": do_collect,
     "measure_exact": do_exact,
     "measure_joint": do_joint,
+    "estimate_fisher": do_estimate,
 }
 
 

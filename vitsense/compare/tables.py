@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from vitsense.formats import NumberFormat
+from vitsense.schemas import RATED
 from vitsense.sites import ModuleRole
 from vitsense.verdict import decisive_format
 
@@ -43,7 +44,7 @@ def compare_models(
         statistics: ``statistics.csv``.
         sensitivity: ``sensitivity.csv``.
     """
-    good = sensitivity[sensitivity["status"] == "measured"]
+    good = sensitivity[sensitivity["status"].isin(RATED)]
     parts = set(good["part"])
     good = good[good["part"] == ("both" if "both" in parts else next(iter(parts), "both"))]
     form = decisive_format(good)

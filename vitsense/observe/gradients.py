@@ -119,7 +119,9 @@ class _FlowHandler(SiteHandler):
             # afterwards does not reach a hook that is already on it
             output.register_hook(_keeping(came_back, number))
             outputs[number] = output
-        return outputs[0] if modules[0].channels is None else _joined(outputs, modules, channel_axis)
+        return (
+            outputs[0] if modules[0].channels is None else _joined(outputs, modules, channel_axis)
+        )
 
     def _run_product(self, call: Call, modules: list[SiteModule]) -> Any:
         (module,) = modules
@@ -145,9 +147,7 @@ class _FlowHandler(SiteHandler):
 
         def seen(gradients: tuple[Tensor, ...]) -> None:
             found = dict(zip(roles, gradients, strict=True))
-            self._visit_flows(
-                [Flow(module=module, values=values, gradients=found, batch_axis=0)]
-            )
+            self._visit_flows([Flow(module=module, values=values, gradients=found, batch_axis=0)])
 
         return self._through(seen, *operands)
 

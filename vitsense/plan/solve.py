@@ -16,6 +16,7 @@ from vitsense.formats import FormatLike, format_of
 from vitsense.plan.budget import Budget, BudgetKind
 from vitsense.plan.cost import FLOAT_BITS, Cost, cost_of, shape_of, weight_bits
 from vitsense.plan.predict import DropModel, Prediction
+from vitsense.schemas import RATED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +67,8 @@ def make_problem(
 
     Args:
         modules: ``modules.csv`` of the model.
-        sensitivity: ``sensitivity.csv`` of the model; only part ``both`` and measured rows count.
+        sensitivity: ``sensitivity.csv`` of the model; only part ``both``
+            and rows with a divergence count.
         total_params: Of the whole model.
         pins: Module -> bits or format; None pins the first and the last module with weights at 8
             bits.
@@ -76,7 +78,7 @@ def make_problem(
         MeasurementError: a module has no measured width.
         SiteMismatchError: a pin or tie names an unknown module.
     """
-    good = sensitivity[(sensitivity["status"] == "measured") & (sensitivity["part"] == "both")]
+    good = sensitivity[sensitivity["status"].isin(RATED) & (sensitivity["part"] == "both")]
     names = list(modules["module"])
     divergence = {}
     for name, rows in good.groupby("module", sort=False):

@@ -131,6 +131,14 @@ def _range_words(choice: str) -> str:
     return words.get(choice, choice)
 
 
+_MODE_WORDS = {
+    "exact": "exact: every module at every width on every image, one module at a time",
+    "fast": "fast: the divergence of single modules is estimated to second order (Fisher "
+    "information of the class probabilities) from one forward and one backward pass; their drop is "
+    "not measured; whole plans are",
+}
+
+
 def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     settings, data = record["settings"], record["data"]
     quant = settings["quant"]
@@ -138,7 +146,7 @@ def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     machine = record["provenance"]["machine"]
     seconds = sum(record.get("timings", {}).values())
     return (
-        ("Measurement", "exact: every module at every width on every image, one module at a time"),
+        ("Measurement", _MODE_WORDS[settings.get("mode", "exact")]),
         (
             "Drop",
             "full-precision minus quantized top-1 on the same images, percentage points; interval "

@@ -49,7 +49,7 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
     joint = mine["joint"]
     plans = joint[~joint["plan"].str.startswith("only-")]
     groups = joint[joint["plan"].str.startswith("only-")]
-    labelled = bool(sensitivity["drop"].notna().any())
+    labelled = source.labelled(key)
     return ModelReport(
         key=key,
         name=entry["name"],
@@ -212,6 +212,8 @@ def _rows(
 
 
 def _cell(form: NumberFormat, row: Mapping[str, Any] | None) -> HeatCell:
+    if row is not None and row["status"] == "estimated":
+        return _estimated(form, row)
     if row is None or row["status"] != "measured":
         reason = "it was not measured" if row is None else str(row["reason"])
         return HeatCell(
@@ -239,6 +241,21 @@ def _cell(form: NumberFormat, row: Mapping[str, Any] | None) -> HeatCell:
         sort=float(f"{kl:.3g}"),
         level=heat_level(kl),
         noise=noise,
+    )
+
+
+def _estimated(form: NumberFormat, row: Mapping[str, Any]) -> HeatCell:
+    """A cell of which only the divergence is known, and that by estimate."""
+    kl = float(row["kl"])
+    between = f"{short(float(row['kl_low']))} to {short(float(row['kl_high']))}"
+    return HeatCell(
+        bits=form.bits,
+        label=form.label,
+        text=f"~{short(kl)}",
+        detail=f"estimated: {short(kl)} nats ({between}); the loss was not measured",
+        sort=float(f"{kl:.3g}"),
+        level=heat_level(kl),
+        noise=False,
     )
 
 

@@ -70,7 +70,9 @@ class Source:
 
     def labelled(self, model: str) -> bool:
         """Whether a drop of accuracy was measured; else agreement takes its place."""
-        return bool(self.table("sensitivity", model)["drop"].notna().any())
+        # estimates have no drop; whole plans are measured in every mode
+        tables = (self.table(name, model) for name in ("sensitivity", "joint"))
+        return any(bool(table["drop"].notna().any()) for table in tables)
 
     def is_first(self, entry: Mapping[str, Any]) -> bool:
         """Whether the plan of this model is ``plan.json``."""

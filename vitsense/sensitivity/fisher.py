@@ -15,19 +15,19 @@ backward pass of `vᵀ z` therefore serves every module and every format. For a 
 
     vᵀ d  =  ⟨∂/∂x, Δx⟩  +  Σ_t g_tᵀ ΔW x_t  =  ⟨∂/∂x, Δx⟩  +  ⟨G, ΔW⟩,   G = Σ_t g_t x_tᵀ,
 
-with `g_t` the gradient at the output of row `t`: the backward pass gives the first term for nothing,
-and `G`, the weight gradient of one image, is formed once for all formats. For a product of two
-activations both operands' gradients are there already. Squares are taken image by image: summed
+with `g_t` the gradient at the output of row `t`: the backward pass gives the first term for
+nothing, and `G`, the weight gradient of one image, is formed once for all formats. For a product of
+two activations both operands' gradients are there already. Squares are taken image by image: summed
 gradients of a batch would cancel.
 
 **Which v.** A gradient of `log p_y` with `y` drawn from `p` has the right second moment, but nearly
 always draws the class the model is sure of, where it is almost zero, and rarely another, where it
-is huge. Here `v_c = √p_c ξ_c - p_c Σ_k √p_k ξ_k` with random signs `ξ`: the same `H`, and a relative
-variance of `(vᵀ d)²` of at most 2 for any `p`.
+is huge. Here `v_c = √p_c ξ_c - p_c Σ_k √p_k ξ_k` with random signs `ξ`: the same `H`, and a
+relative variance of `(vᵀ d)²` of at most 2 for any `p`.
 
 **What is left out.** `Δx` and `ΔW` together (their product), curvature of the network between the
-module and the logits, and terms of KL beyond the second order: all three grow with the perturbation.
-Narrow formats of sensitive modules are therefore misjudged most.
+module and the logits, and terms of KL beyond the second order: all three grow with the
+perturbation. Narrow formats of sensitive modules are therefore misjudged most.
 
 Source: second-order expansion of the KL divergence: Kullback 1959, chapter 2.6; Gauss-Newton and
 Fisher of a softmax: Martens 2020, "New Insights and Perspectives on the Natural Gradient Method",

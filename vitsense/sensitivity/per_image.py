@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from vitsense.errors import MeasurementError
-from vitsense.numerics.fake_quant import fake_quantize, rounding_error_in_steps
+from vitsense.numerics.fake_quant import AnyGrid, fake_quantize, rounding_error_in_steps
 from vitsense.numerics.grid import Grid
 from vitsense.observe import Call
 
@@ -37,7 +38,7 @@ def by_image(tensor: Tensor, images: int, axis: int) -> Tensor:
 
 
 def rounding_products(
-    value: Tensor, gradients: Sequence[Tensor], grids: Sequence[Grid], *, images: int
+    value: Tensor, gradients: Sequence[Tensor], grids: Sequence[AnyGrid], *, images: int
 ) -> Tensor:
     """Gradient times rounding error, summed over each image, `(gradients, grids, images)`.
 
@@ -90,9 +91,11 @@ def weight_products(
     x = by_image(call.input.detach(), images, axis)
     g = by_image(gradient, images, axis)
     if call.is_linear:
-        return _linear(x.reshape(images, -1, x.shape[-1]), g.reshape(images, -1, g.shape[-1]), errors)
+        return _linear(
+            x.reshape(images, -1, x.shape[-1]), g.reshape(images, -1, g.shape[-1]), errors
+        )
     x, g = x.flatten(0, 1), g.flatten(0, 1)  # rows of one image stay neighbours
-    return _convolution(call, x, g, errors).unflatten(1, (images, -1)).sum(dim=2)
+    return _convolution(call, x, g, errors).reshape(len(errors), images, -1).sum(dim=2)
 
 
 def _linear(x: Tensor, g: Tensor, errors: Sequence[Tensor]) -> Tensor:
@@ -130,15 +133,13 @@ def _convolution(call: Call, x: Tensor, g: Tensor, errors: Sequence[Tensor]) -> 
     padding, options = shape.padding, (shape.stride, shape.padding, shape.dilation)
 
     def gathered(part: slice) -> Tensor:
-        windows = torch.nn.functional.unfold(
-            x[part], kernel, shape.dilation, padding, shape.stride
-        )
+        windows = torch.nn.functional.unfold(x[part], kernel, shape.dilation, padding, shape.stride)
         return g[part].flatten(2) @ windows.transpose(1, 2)
 
     def looped(part: slice) -> Tensor:
         rest = (*options, False, [0] * len(kernel), shape.groups, [False, True, False])
         backward = torch.ops.aten.convolution_backward
-        pairs = zip(x[part].split(1), g[part].split(1), strict=True)
+        pairs = zip(x[part, None], g[part, None], strict=True)
         return torch.stack([backward(b, a, call.weight, None, *rest)[1] for a, b in pairs])
 
     return _with_gradients(gathered if few else looped, len(x), errors)
