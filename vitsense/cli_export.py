@@ -86,7 +86,7 @@ def export(
             from vitsense.export.onnx_graph import need_onnx
 
             need_onnx()  # before minutes of calibration
-        found = _source(source, model, plan, data, progress)
+        found = _source(source, model, plan, data, options["fallback"], progress)
         entry = _exported(found, form, out, options, progress)
     finally:
         progress.close()
@@ -97,13 +97,19 @@ def export(
 
 
 def _source(
-    text: str | None, model: str | None, plan: Path | None, data: str | None, progress: Progress
+    text: str | None,
+    model: str | None,
+    plan: Path | None,
+    data: str | None,
+    fallback: bool,
+    progress: Progress,
 ) -> ExportSource:
     from vitsense.export.source import source_of_file, source_of_run
 
     if text is not None and Path(text).is_file():
         return source_of_file(Path(text), model=model, data=data)
-    return source_of_run(find_run(text), model=model, plan=plan, progress=progress)
+    run = find_run(text)
+    return source_of_run(run, model=model, plan=plan, fallback=fallback, progress=progress)
 
 
 def _exported(

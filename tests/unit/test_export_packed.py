@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from vitsense.errors import (
     SiteMismatchError,
     UserInputError,
 )
-from vitsense.export.fixed import fix_model, site_bits
+from vitsense.export.fixed import fix_model, site_formats
 from vitsense.export.packed import read_packed, save_packed
 from vitsense.export.source import restored
 from vitsense.numerics.fake_quant import fake_quantize
@@ -66,7 +67,7 @@ def test_a_fixed_model_is_the_simulated_one() -> None:
     weight = BUILDERS["resnet"]().state_dict()["conv1.weight"]
     grid = grid_from_tensor(weight, Format(4), PerChannel(0), RangeMethod.MSE)
     assert torch.equal(fixed.weights["conv1:weight"].values, fake_quantize(weight, grid))
-    assert set(fixed.formats) == {site.id for site in site_bits(plan, fixed.catalog)}
+    assert set(fixed.formats) == {site.id for site in site_formats(plan, fixed.catalog)}
 
 
 def test_codes_have_their_bits_in_the_file(packed: tuple[str, Path, Any]) -> None:
@@ -199,7 +200,20 @@ def test_calibration_makes_the_grids_of_a_measurement() -> None:
     fixed, plan = fixed_model("swin")
     statistics = collect_statistics(fixed.model, fixed.catalog, [images(4)])
     quantizers = Quantizers(fixed.catalog, statistics, QuantSettings(), "cpu")
-    for site, bits in site_bits(plan, fixed.catalog).items():
+    for site, name in site_formats(plan, fixed.catalog).items():
         if not site.is_weight:
-            grid = quantizers.grid(site, bits, torch.empty(0))
+            grid = quantizers.grid(site, name, torch.empty(0))
             assert torch.equal(grid.scale, fixed.activations[site.id].scale)
+
+
+def test_formats_without_integer_codes_are_refused_or_left_in_float() -> None:
+    model = BUILDERS["vit"]()
+    catalog = find_sites(model, images(1))
+    rows = [replace(m, weight=None, activation=None) for m in plan_of(catalog, (8,)).modules]
+    rows[3] = replace(rows[3], bits=4, weight="mxfp4", activation="mxfp4")
+    plan = Plan(modules=tuple(rows))
+    with pytest.raises(UserInputError, match=r"2 sites have a format without .*mxfp4.*--fallback"):
+        fix_model(model, catalog, plan, [images(2)], QuantSettings())
+    fixed = fix_model(model, catalog, plan, [images(2)], QuantSettings(), fallback=True)
+    assert set(fixed.left) == {f"{rows[3].name}:weight", f"{rows[3].name}:input"}
+    assert not set(fixed.left) & set(fixed.formats)

@@ -45,6 +45,7 @@ class FixedModel(nn.Module):
         catalog: SiteCatalog,
         weights: Mapping[str, FixedWeight],
         activations: Mapping[str, Grid],
+        left: Mapping[str, str] | None = None,
     ) -> None:
         """Join the parts.
 
@@ -53,12 +54,14 @@ class FixedModel(nn.Module):
             catalog: The model's sites.
             weights: By site id.
             activations: By site id.
+            left: Sites that are planned and stay in float, with the format they cannot have.
         """
         super().__init__()
         self.model = model
         self.catalog = catalog
         self.weights = dict(weights)
         self.activations = dict(activations)
+        self.left = dict(left or {})
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -91,31 +94,25 @@ def _rounded(grid: Grid) -> Visit:
     return lambda tensor: fake_quantize(tensor, grid)
 
 
-def weight_bits(module: ModulePlan) -> int:
-    """Bits of a planned module's weight."""
-    return module.bits if module.weight is None else Format.parse(module.weight).bits
-
-
-def activation_bits(module: ModulePlan) -> int:
-    """Bits of a planned module's activations."""
-    return module.bits if module.activation is None else Format.parse(module.activation).bits
-
-
-def site_bits(plan: Plan, catalog: SiteCatalog) -> dict[Site, int]:
-    """The bits of every site that the plan quantizes.
+def site_formats(plan: Plan, catalog: SiteCatalog) -> dict[Site, str]:
+    """The name of the format of every site that the plan quantizes: ``int4``, ``mxfp4``.
 
     Raises:
         SiteMismatchError: the plan names a module that the model does not have.
-        UserInputError: a format is not an integer format.
     """
     plan.check_against([module.name for module in catalog])
     planned = {module.name: module for module in plan.modules}
     return {
-        site: (weight_bits if site.is_weight else activation_bits)(planned[module.name])
+        site: _format(planned[module.name], site)
         for module in catalog
         if module.name in planned
         for site in module.sites
     }
+
+
+def _format(module: ModulePlan, site: Site) -> str:
+    named = module.weight if site.is_weight else module.activation
+    return (named or f"int{module.bits}").removeprefix("u")
 
 
 def fix_model(
@@ -124,6 +121,8 @@ def fix_model(
     plan: Plan,
     batches: Iterable[Tensor],
     settings: QuantSettings,
+    *,
+    fallback: bool = False,
 ) -> FixedModel:
     """Post-training quantization: ranges from the weights and from calibration images.
 
@@ -133,12 +132,13 @@ def fix_model(
         plan: Bits of the modules.
         batches: Calibration images `(B, 3, H, W)`, on the model's device.
         settings: How the ranges are chosen; those of the run, for the run's grids.
+        fallback: Leave sites in float whose format has no evenly spaced integer codes.
 
     Raises:
         SiteMismatchError: the plan belongs to another model.
-        UserInputError: the plan has a format that is no integer format.
+        UserInputError: a site has such a format, and ``fallback`` is off.
     """
-    bits = site_bits(plan, catalog)
+    formats = site_formats(plan, catalog)
     batches = list(batches)
     device = next(model.parameters()).device
     statistics = collect_statistics(model, catalog, batches)
@@ -146,13 +146,24 @@ def fix_model(
     tensors = weight_tensors(model, catalog, batches[0][:1])
     weights: dict[str, FixedWeight] = {}
     activations: dict[str, Grid] = {}
-    for site, width in bits.items():
-        if not site.is_weight:
-            activations[site.id] = quantizers.grid(site, width, torch.empty(0))
-            continue
-        grid = quantizers.grid(site, width, tensors[site.id])
-        weights[site.id] = FixedWeight(quantize(tensors[site.id], grid), grid)
-    return FixedModel(model, catalog, weights, activations)
+    left: dict[str, str] = {}
+    for site, name in formats.items():
+        tensor = tensors[site.id] if site.is_weight else torch.empty(0)
+        grid = quantizers.grid(site, name, tensor)
+        if not isinstance(grid, Grid):
+            left[site.id] = grid.format.name
+        elif site.is_weight:
+            weights[site.id] = FixedWeight(quantize(tensor, grid), grid)
+        else:
+            activations[site.id] = grid
+    if left and not fallback:
+        first = next(iter(left))
+        raise UserInputError(
+            f"{len(left)} sites have a format without evenly spaced integer codes, first {first} "
+            f"({left[first]}): exported files hold integers. Plan with integer formats, or leave "
+            "these sites in float with --fallback."
+        )
+    return FixedModel(model, catalog, weights, activations, left)
 
 
 def weight_tensors(model: nn.Module, catalog: SiteCatalog, image: Tensor) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ def export_onnx(
         "opset": options.opset,
         "versions": versions(),
         "types": _types(stored),
-        "sites": [_site_row(s) for s in stored.values()],
+        "sites": [_site_row(s) for s in stored.values()] + _left_rows(source),
         "parity": {**asdict(parity), "identical": parity.identical},
         "first_difference": _first(sites),
         "compared_sites": {"images": len(worst), "sites": len(sites)},
@@ -100,6 +100,14 @@ def _site_row(stored: Stored) -> dict[str, str]:
         "type": stored.type,
         "note": stored.note,
     }
+
+
+def _left_rows(source: ExportSource) -> list[dict[str, str]]:
+    note = "stays in float: the format has no evenly spaced integer codes"
+    return [
+        {"site": key, "format": form, "type": "float32", "note": note}
+        for key, form in source.fixed.left.items()
+    ]
 
 
 def _first(sites: list[SiteDifference]) -> dict[str, Any] | None:

@@ -19,7 +19,14 @@ from vitsense.plan.plan import Plan
 from vitsense.preprocessing import Preprocessing
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.runfolder import RunFolder
-from vitsense.settings import Granule, ModelRequest, QuantSettings, RangeChoice, WeightSource
+from vitsense.settings import (
+    Granule,
+    ModelRequest,
+    ProbsGrid,
+    QuantSettings,
+    RangeChoice,
+    WeightSource,
+)
 
 _CPU = torch.device("cpu")
 _BATCH = 16
@@ -63,6 +70,7 @@ def source_of_run(
     *,
     model: str | None = None,
     plan: Path | None = None,
+    fallback: bool = False,
     progress: Progress = NO_PROGRESS,
 ) -> ExportSource:
     """Load a model of a run again, calibrate it as the run did, and fix its grids.
@@ -71,6 +79,7 @@ def source_of_run(
         run: A finished run.
         model: Its key; None is the first.
         plan: A plan file; None is the run's own.
+        fallback: Leave sites in float whose format has no integer codes.
         progress: Told of what takes long.
 
     Raises:
@@ -96,7 +105,8 @@ def source_of_run(
     batches = [images for images, _ in calibration.batches(loaded.preprocessing, size, _CPU)]
     catalog = find_sites(loaded.module, batches[0][:1])
     check_plan_of(chosen, loaded.digest, catalog, key)
-    fixed = fix_model(loaded.module, catalog, chosen, batches, _quant(settings["quant"]))
+    quant = _quant(settings["quant"])
+    fixed = fix_model(loaded.module, catalog, chosen, batches, quant, fallback=fallback)
     return ExportSource(
         key=key,
         about=_about(loaded, record, requests[number]),
@@ -188,6 +198,7 @@ def _quant(stored: Mapping[str, Any]) -> QuantSettings:
         weight_granularity=Granule(stored["weight_granularity"]),
         weight_range=RangeChoice(stored["weight_range"]),
         activation_range=RangeChoice(stored["activation_range"]),
+        attention_probs=ProbsGrid(stored.get("attention_probs", ProbsGrid.UNIFORM.value)),
     )
 
 

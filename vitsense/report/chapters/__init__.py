@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vitsense.report.chapters.deployment import deployment
 from vitsense.report.chapters.training import training
 from vitsense.report.section import Section
 from vitsense.report.source import Source
@@ -19,7 +20,7 @@ ModelChapter = Callable[[Source, str], Section | None]
 FOR_THE_RUN: tuple[RunChapter, ...] = ()
 """After the models, before the method."""
 
-FOR_EACH_MODEL: tuple[ModelChapter, ...] = (training,)
+FOR_EACH_MODEL: tuple[ModelChapter, ...] = (training, deployment)
 """In the part of each model, after its plans."""
 
 

@@ -1,0 +1,67 @@
+"""The chapter of the report about exported files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from vitsense.report.chapters.deployment import deployment
+from vitsense.report.section import Finding, Section, Table, Words
+from vitsense.runfolder import RunFolder, atomic_write, json_text
+from vitsense.schemas import EXPORT_SCHEMA
+
+
+def _entry(**changes: Any) -> dict[str, Any]:
+    quartiles = {"median": 2.0, "low": 1.5, "high": 2.5, "runs": 9}
+    return {
+        "model": "swin",
+        "format": "onnx",
+        "file": "export/swin.onnx",
+        "bytes": 2_500_000,
+        "parity": {"images": 64, "same_top1": 63, "largest": 0.02, "step": 0.01},
+        "first_difference": {"site": "head:input", "explanation": "a tie"},
+        "sites": [
+            {"site": "a:weight", "note": "int3 is held in 4 bits"},
+            {"site": "b:weight", "note": ""},
+        ],
+        "latency": {
+            "quantized_ms": quartiles,
+            "float_ms": {**quartiles, "median": 4.0},
+            "speedup": 2.0,
+        },
+    } | changes
+
+
+def _chapter(folder: Path, entries: list[dict[str, Any]], model: str = "swin") -> Section | None:
+    atomic_write(folder / "export.json", json_text({"schema": EXPORT_SCHEMA, "exports": entries}))
+    return deployment(cast("Any", SimpleNamespace(run=RunFolder(folder))), model)
+
+
+def test_a_run_without_exports_has_no_chapter(tmp_path: Path) -> None:
+    assert deployment(cast("Any", SimpleNamespace(run=RunFolder(tmp_path))), "swin") is None
+    assert _chapter(tmp_path, [_entry()], model="resnet") is None
+
+
+def test_the_chapter_says_how_files_agree_and_where_they_begin_to_differ(tmp_path: Path) -> None:
+    found = _chapter(tmp_path, [_entry()])
+    assert found is not None
+    finding = next(b for b in found.blocks if isinstance(b, Finding))
+    assert finding.headline == "export/swin.onnx gives other classes on some images"
+    assert "63 of 64 images" in finding.numbers
+    assert "(2 steps)" in finding.numbers
+    words = [b.text for b in found.blocks if isinstance(b, Words)]
+    assert words[0] == "The first difference is at head:input: a tie."
+    assert words[1] == "1 sites have no ONNX type of their own: int3 is held in 4 bits."
+    (row,) = next(b for b in found.blocks if isinstance(b, Table)).rows
+    assert row[:3] == ("export/swin.onnx", "2.50 MB", "63 of 64")
+    assert row[4] == "4.00 ms by 2.00 ms (1.50 to 2.50): 2.00"
+
+
+def test_a_file_that_was_not_run_is_listed_as_such(tmp_path: Path) -> None:
+    packed = {"model": "swin", "format": "safetensors", "file": "a", "bytes": 10_000}
+    found = _chapter(tmp_path, [packed])
+    assert found is not None
+    (table,) = found.blocks
+    assert isinstance(table, Table)
+    assert table.rows == (("a", "0.01 MB", "not compared", "", ""),)

@@ -1,0 +1,96 @@
+"""What was exported from the run, and whether the files say what the torch model says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vitsense.report.formatters import short
+from vitsense.report.section import Block, Finding, Section, Table, Words
+from vitsense.report.source import Source
+from vitsense.runfolder import read_json
+from vitsense.schemas import EXPORT_SCHEMA
+
+_HEAD = ("File", "Size", "Same class", "Largest difference of a logit", "Latency, float by file")
+
+
+def deployment(source: Source, model: str) -> Section | None:
+    """The exports of one model; None where there are none.
+
+    Raises:
+        UserInputError: ``export.json`` is damaged.
+    """
+    path = source.run.path / "export.json"
+    if not path.is_file():
+        return None
+    entries = [e for e in read_json(path, EXPORT_SCHEMA)["exports"] if e["model"] == model]
+    if not entries:
+        return None
+    blocks: list[Block] = []
+    compared = [e for e in entries if e.get("parity")]
+    for entry in compared:
+        blocks += _compared(entry)
+    blocks.append(
+        Table(
+            title=f"{len(entries)} exported file{'s' * (len(entries) != 1)}",
+            head=_HEAD,
+            rows=tuple(_row(entry) for entry in entries),
+            reading=(
+                "Files of ONNX were run by onnxruntime on images that had no part in the "
+                "calibration. A step is the range of the logits by 255. Latency: medians of runs "
+                "in turn, one image, one thread, quartiles in brackets."
+            ),
+        )
+    )
+    return Section(key=f"deployment-{_anchor(model)}", title="Exported files", blocks=tuple(blocks))
+
+
+def _anchor(model: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in model)
+
+
+def _compared(entry: Mapping[str, Any]) -> list[Block]:
+    parity = entry["parity"]
+    steps = parity["largest"] / parity["step"] if parity["step"] else 0.0
+    same = f"{parity['same_top1']} of {parity['images']} images get the class of the torch model"
+    blocks: list[Block] = [
+        Finding(
+            headline=(
+                f"{entry['file']} gives the classes of the torch model"
+                if parity["same_top1"] == parity["images"]
+                else f"{entry['file']} gives other classes on some images"
+            ),
+            numbers=f"{same}; logits differ by at most {short(parity['largest'])} "
+            f"({steps:.2g} steps).",
+        )
+    ]
+    first = entry["first_difference"]
+    if first is not None:
+        blocks.append(
+            Words(text=f"The first difference is at {first['site']}: {first['explanation']}.")
+        )
+    wider = [site for site in entry["sites"] if site["note"]]
+    if wider:
+        notes = sorted({site["note"] for site in wider})
+        blocks.append(
+            Words(text=f"{len(wider)} sites have no ONNX type of their own: {'; '.join(notes)}.")
+        )
+    return blocks
+
+
+def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    parity, latency = entry.get("parity"), entry.get("latency")
+    timed = ""
+    if latency is not None:
+        fast, full = latency["quantized_ms"], latency["float_ms"]
+        timed = (
+            f"{full['median']:.2f} ms by {fast['median']:.2f} ms "
+            f"({fast['low']:.2f} to {fast['high']:.2f}): {latency['speedup']:.2f}"
+        )
+    return (
+        entry["file"],
+        f"{entry['bytes'] / 1e6:.2f} MB",
+        f"{parity['same_top1']} of {parity['images']}" if parity else "not compared",
+        short(parity["largest"]) if parity else "",
+        timed,
+    )
