@@ -12,13 +12,12 @@ from pathlib import Path
 
 import torch
 
-from vitsense.discover import find_sites
-from vitsense.models import LoadedModel, load_model
-from vitsense.plan.plan import ModulePlan, Plan
+from vitsense.models import load_model
 from vitsense.progress import PlainProgress
 from vitsense.qat.ablate import ablate
 from vitsense.qat.recipes import load_recipe
 from vitsense.qat.request import QatRequest
+from vitsense.qat.uniform import uniform_plan
 from vitsense.settings import ModelRequest
 
 
@@ -60,30 +59,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
-
-
-def uniform_plan(model: LoadedModel, bits: int) -> Plan:
-    """The same bits everywhere, but for the first and the last weight, which keep 8."""
-    catalog = find_sites(model.module, torch.zeros(1, *model.preprocessing.input_size))
-    weights = [module.name for module in catalog if module.params]
-    ends = {weights[0], weights[-1]}
-    modules = tuple(
-        ModulePlan(
-            name=module.name,
-            bits=max(bits, 8) if module.name in ends else bits,
-            role=module.role.value,
-            pinned=module.name in ends,
-        )
-        for module in catalog
-    )
-    about = {
-        "key": model.key,
-        "name": model.resolved.name,
-        "weights_digest": model.digest,
-        "sites_digest": catalog.digest,
-        "num_classes": model.num_classes,
-    }
-    return Plan(modules=modules, model=about, budget=f"W{bits}A{bits}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from vitsense.cli_output import (
     session,
 )
 from vitsense.errors import UserInputError
+from vitsense.formats import ALLOWED_BITS
 from vitsense.plan.plan import Plan
 from vitsense.progress import ProgressStyle, make_progress
 from vitsense.runfolder import RunFolder
-from vitsense.settings import ModelRequest, WeightSource
+from vitsense.settings import ModelRequest
 from vitsense.trainings import TrainingFolder, training_path
 
 if TYPE_CHECKING:
@@ -31,14 +32,15 @@ if TYPE_CHECKING:
     from vitsense.qat.request import QatRequest
 
 _PATH = click.Path(path_type=Path)
-_COMMON = ("epochs", "lr", "batch", "crops", "teacher", "seed", "precision", "accumulate")
+_COMMON = ("epochs", "lr", "batch", "crops", "seed", "precision", "accumulate")
 """Recipe values with an option of their own."""
 
 
 @click.command(
     short_help="Train the quantized model of a plan.", context_settings={"show_default": True}
 )
-@click.option("--plan", "plan_path", type=_PATH, required=True, help="plan.json of an analysis.")
+@click.option("--plan", "plan_path", type=_PATH, help="plan.json of an analysis.")
+@click.option("--bits", type=int, help="Instead of --plan: equal bits; first and last weight 8.")
 @click.option("--run", metavar="RUN", help="Run of the plan. Default: the plan's folder.")
 @click.option("--model", metavar="NAME", help="Model, where the plan has no run.")
 @click.option("--checkpoint", type=_PATH, help="Weights of the model, if not as in the run.")
@@ -73,7 +75,8 @@ _COMMON = ("epochs", "lr", "batch", "crops", "teacher", "seed", "precision", "ac
 @debug_option
 def qat(
     *,
-    plan_path: Path,
+    plan_path: Path | None,
+    bits: int | None,
     run: str | None,
     name: str | None,
     out: Path | None,
@@ -92,18 +95,22 @@ def qat(
     The model, its weights and the evaluation images are those of the plan's run.
       vitsense qat --plan vitsense-runs/RUN/plan.json
       vitsense qat --plan plan.json --data imagenet/train --recipe vvtq --labels labels.bank
+      vitsense qat --model deit_t --bits 4 --data train --eval-data val --out deit_t-w4a4
       torchrun --nproc-per-node 4 -m vitsense qat ...
 
     The same command continues an interrupted training; the result is bit for bit the same.
     """
     from vitsense.analyze import pick_device
 
+    if (plan_path is None) == (bits is None):
+        raise UserInputError("Give either --plan FILE, or --bits N with --model NAME.")
     found = _run_of(plan_path, run)
-    request = _request(plan_path, found, options)
+    plan = _uniform(bits, options) if plan_path is None else Plan.load(plan_path)
+    request = _request(plan, found, options)
     progress = make_progress(ProgressStyle.NONE if quiet else ProgressStyle(progress_style))
     session().resumable = True
     if out is None and found is None:
-        raise UserInputError(f"{plan_path} lies in no run: say where to write with --out.")
+        raise UserInputError("The plan lies in no run: say where to write with --out.")
     try:
         if ablate:
             from vitsense.qat.ablate import ablate as run_ablation
@@ -128,38 +135,49 @@ def _there(run: RunFolder | None) -> Path:
     return run.path
 
 
-def _run_of(plan_path: Path, run: str | None) -> RunFolder | None:
+def _uniform(bits: int | None, options: Mapping[str, Any]) -> Plan:
+    from vitsense.analyze import pick_device
+    from vitsense.models import load_model
+    from vitsense.qat.uniform import uniform_plan
+
+    if options["model"] is None:
+        raise UserInputError("--bits needs --model, which says what to train.")
+    if bits not in ALLOWED_BITS:
+        allowed = ", ".join(map(str, ALLOWED_BITS))
+        raise UserInputError(f"--bits is {bits}; allowed are {allowed}.")
+    named = ModelRequest(name=options["model"], checkpoint=options["checkpoint"])
+    return uniform_plan(load_model(named, pick_device("cpu")), bits)
+
+
+def _run_of(plan_path: Path | None, run: str | None) -> RunFolder | None:
     if run is not None:
         return find_run(run)
+    if plan_path is None:
+        return None
     return RunFolder(plan_path.parent) if (plan_path.parent / "run.json").is_file() else None
 
 
-def _request(plan_path: Path, run: RunFolder | None, options: Mapping[str, Any]) -> QatRequest:
+def _request(plan: Plan, run: RunFolder | None, options: Mapping[str, Any]) -> QatRequest:
     from vitsense.qat.recipes import load_recipe
     from vitsense.qat.request import QatRequest, origin_of
 
-    plan = Plan.load(plan_path)
     named = ModelRequest(name=options["model"] or "", checkpoint=options["checkpoint"])
     origin = None
     if run is not None and options["model"] is None:
         origin = origin_of(plan, run, checkpoint=options["checkpoint"])
     elif options["model"] is None:
         raise UserInputError(
-            f"{plan_path} lies in no run, so its model is not known: give --run, or --model (and "
+            "The plan lies in no run, so its model is not known: give --run, or --model (and "
             "--checkpoint)."
         )
-    given = {
-        "data": options["eval_data"],
-        "images": options["eval_images"],
-    }
     return QatRequest(
         plan=plan,
         model=named if origin is None else origin.model,
         recipe=load_recipe(options["recipe"], _changes(options)),
         data=options["data"],
         images=options["images"],
-        eval_data=given["data"] or (None if origin is None else origin.data),
-        eval_images=given["images"] or (1000 if origin is None else origin.images),
+        eval_data=options["eval_data"] or (None if origin is None else origin.data),
+        eval_images=options["eval_images"] or (1000 if origin is None else origin.images),
         eval_calibration=128 if origin is None else origin.calibration,
         eval_seed=0 if origin is None else origin.seed,
         labels=options["labels"],
@@ -175,8 +193,7 @@ def _teacher(options: Mapping[str, Any]) -> ModelRequest | None:
         if checkpoint is not None:
             raise UserInputError("--teacher-checkpoint needs --teacher, which says what it is of.")
         return None
-    source = WeightSource.HUB
-    return ModelRequest(name=name, checkpoint=checkpoint, weights=source)
+    return ModelRequest(name=name, checkpoint=checkpoint)
 
 
 def _changes(options: Mapping[str, Any]) -> dict[str, str]:
@@ -188,7 +205,7 @@ def _changes(options: Mapping[str, Any]) -> dict[str, str]:
             raise UserInputError(f"--set is {text!r}: write KEY=VALUE, for example --set hard=0.5.")
         found[key.strip()] = value
     for key in _COMMON:
-        if key != "teacher" and options.get(key) is not None:
+        if options[key] is not None:
             found[key] = str(options[key])
     return found
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from qat_jobs import CPU, plan_of, resnet_plan
+from qat_jobs import CPU, resnet_plan
 
 from vitsense import cli
 from vitsense.models import load_model
+from vitsense.qat.uniform import uniform_plan
 from vitsense.settings import AnalyzeSettings, ModelRequest
 from vitsense.trainings import TrainingFolder
 
@@ -91,11 +92,31 @@ def test_a_plan_outside_of_a_run_needs_a_model(
     assert "name the plan's own run with --run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "either --plan FILE, or --bits N"),
+        (("--bits", "4"), "--bits needs --model"),
+        (("--bits", "33", "--model", "zoo/glyph_resnet"), "--bits is 33; allowed are"),
+        (("--bits", "4", "--model", "zoo/glyph_resnet"), "--out"),
+    ],
+)
+def test_bits_need_a_model_and_a_folder(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    assert cli.run(["qat", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_equal_bits_spare_the_first_and_the_last_weight() -> None:
+    bits = uniform_plan(load_model(ModelRequest(name="zoo/glyph_swin"), CPU), 3).bits
+    assert {name for name, width in bits.items() if width == 8} == {"patch_embed.proj", "head.fc"}
+    assert set(bits.values()) == {3, 8}
+
+
 def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
-    model = load_model(ModelRequest(name="zoo/glyph_swin"), CPU)  # no batch statistics
-    path = tmp_path / "plan.json"
-    plan_of(model).save(path)
-    command = ["qat", "--plan", str(path), "--model", "zoo/glyph_swin", "--device", "cpu"]
+    # no batch statistics in a Swin, which would be those of each process
+    command = ["qat", "--bits", "4", "--model", "zoo/glyph_swin", "--device", "cpu"]
     command += [*_SMALL, "--set", "evaluate=0", "--set", "clip=0"]
     assert cli.run([*command, "--out", str(tmp_path / "one")]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
