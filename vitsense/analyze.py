@@ -25,6 +25,7 @@ from vitsense.data import (
     open_source,
 )
 from vitsense.errors import StaleResultError, UserInputError
+from vitsense.model_names import resolve_name
 from vitsense.models import LoadedModel, load_model
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder
@@ -101,8 +102,10 @@ def run_analysis(
         VitsenseError: see `vitsense.errors`.
     """
     device = pick_device(settings.device)
-    models = _load_models(settings, device)
+    for request in (settings.model, *settings.compares):
+        resolve_name(request.name)  # a wrong name is said before anything is read or fetched
     source = open_source(settings.data, at_most=settings.images + settings.calibration)
+    models = _load_models(settings, device)
     calibration, evaluation = _images(settings, source, models)
     record = RunRecord(settings=settings, commands=[command or provenance.command_line()])
     record.models = [describe(model) for model in models]

@@ -234,7 +234,9 @@ def _both(source: ImageSource, order: list[int], draw: Draw) -> _Parts:
     """Numbers for calibration and for evaluation, from images that are all readable."""
     if len(order) < 2:
         useless = len(source) - len(order)
-        tried = f", of which {useless} cannot be read or repeat another" if useless else ""
+        tried = (
+            f", of which {useless} cannot be read as images or repeat another" if useless else ""
+        )
         raise UserInputError(
             f"{source.spec} has {len(source)} image{'s' * (len(source) != 1)}{tried}; at least two "
             "different ones are needed: one to calibrate, one to evaluate."

@@ -199,6 +199,26 @@ def test_data_that_is_not_there_is_exit_3(capsys: pytest.CaptureFixture[str]) ->
     assert "absent-folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("model", "data", "code", "said"),
+    [("no-such-model", "absent-folder", 2, "no-such-model"), ("deit_t", "absent", 3, "absent")],
+)
+def test_names_and_data_are_checked_before_weights_are_fetched(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    data: str,
+    code: int,
+    said: str,
+) -> None:
+    def fetch(*_: Any, **__: Any) -> None:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("vitsense.models.reachable_or_explained", fetch)
+    assert cli.run(["analyze", "--model", model, "--data", data]) == code
+    assert said in capsys.readouterr().err
+
+
 def test_an_out_folder_that_cannot_be_written_is_exit_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -140,7 +140,7 @@ def test_a_folder_of_broken_images_is_refused(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg", "c.jpg"):
         truncated_jpeg(tmp_path / name)
     with pytest.raises(
-        UserInputError, match="has 3 images, of which [23] cannot be read or repeat another"
+        UserInputError, match="has 3 images, of which [23] cannot be read as images"
     ):
         draw_images(open_source(str(tmp_path)), Draw(evaluation=1, calibration=1))
 
