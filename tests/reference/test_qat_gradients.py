@@ -149,6 +149,23 @@ def test_convolution(groups: int) -> None:
     )
 
 
+@pytest.mark.parametrize("offset", [None, -0.4])
+def test_the_step_of_images_gets_its_gradient_without_one_of_the_images(
+    offset: float | None,
+) -> None:
+    x, w, geometry = random(2, 3, 9, 9), random(5, 3, 3, 3, seed=1), ([2, 2], [1, 1], [1, 1], 1)
+    shift = [] if offset is None else [torch.tensor(offset).double()]
+    same(
+        lambda w, s, *o: functions.convolution(
+            x, w, None, LearnedGrid(s, o[0] if o else None, UNSIGNED), None, geometry
+        ),
+        lambda w, s, *o: F.conv2d(
+            definition(x, s, o[0] if o else None, UNSIGNED), w, None, *geometry
+        ),
+        [w, torch.tensor(0.12).double(), *shift],
+    )
+
+
 @pytest.mark.parametrize("shape", [(), (3, 1, 1)], ids=["per tensor", "per head"])
 def test_product(shape: tuple[int, ...]) -> None:
     same(

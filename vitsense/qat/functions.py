@@ -8,14 +8,20 @@ In the backward pass of mixed precision the operands take the type of the incomi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitsense.qat.rounding import LearnedGrid, Rounding, rounded, rounding_gradients
+from vitsense.qat.rounding import (
+    LearnedGrid,
+    Rounding,
+    rounded,
+    rounding_gradients,
+    rounding_slopes,
+)
 
 ATTENTION_BYTES = 1 << 26
 """Largest attention matrix that is computed at once; images beyond that are done in turns."""
@@ -130,7 +136,15 @@ class _Convolution(torch.autograd.Function):
         stride, padding, dilation, groups = geometry
         zeros = [0] * len(stride)
         return torch.convolution(
-            _on(x, xg), _on(weight, wg), bias, stride, padding, dilation, False, zeros, groups
+            _on(x, xg),
+            _on(weight, wg),
+            bias,
+            stride,
+            padding,
+            dilation,
+            False,
+            zeros,
+            groups,
         )
 
     @staticmethod
@@ -141,8 +155,14 @@ class _Convolution(torch.autograd.Function):
         levels, w_levels = _on(x, xg), _on(weight, wg)
         stride, padding, dilation, groups = ctx.geometry
         needs = ctx.needs_input_grad
-        wanted = [needs[0] or needs[3], needs[1] or needs[5], needs[2]]
+        wanted = [needs[0], needs[1] or needs[5], needs[2]]
         zeros = [0] * len(stride)
+
+        def forward(tensor: Tensor) -> Tensor:
+            kind = grad.dtype
+            operands = (tensor.to(kind), w_levels.to(kind), None)
+            return torch.convolution(*operands, stride, padding, dilation, False, zeros, groups)
+
         product_x, product_w, of_bias = torch.ops.aten.convolution_backward(
             grad,
             levels.to(grad.dtype),
@@ -156,13 +176,30 @@ class _Convolution(torch.autograd.Function):
             groups,
             wanted,
         )
-        of_x: _Gradients | _Nothing = (None, None, None)
+        of_x: tuple[Tensor | None, ...] = (None, None, None)
         of_weight: _Gradients | _Nothing = (None, None, None)
         if wanted[0]:
             of_x = _back(product_x, x, levels, xg)
+        elif xg is not None and needs[3]:  # an input has one step
+            of_x = (None, *_of_images(grad, x, xg, forward))
         if wanted[1]:
             of_weight = _back(product_w, weight, w_levels, wg)
         return of_x[0], of_weight[0], of_bias, *of_x[1:], *of_weight[1:], None, None
+
+
+def _of_images(
+    grad: Tensor, x: Tensor, grid: LearnedGrid, forward: Callable[[Tensor], Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the step and the offset where x itself needs none (the images).
+
+    An operation that is linear in x turns the derivative of x by the step into that of its result,
+    so one more forward takes the place of the far dearer gradient of x.
+    """
+    slope, beyond = rounding_slopes(x, grid)
+    of_step = (grad * forward(slope)).sum().reshape(grid.step.shape).to(grid.step.dtype)
+    if grid.offset is None:
+        return of_step, None
+    return of_step, (grad * forward(beyond)).sum().reshape(grid.step.shape).to(grid.step.dtype)
 
 
 def product(left: Tensor, right: Tensor, lg: LearnedGrid | None, rg: LearnedGrid | None) -> Any:
@@ -227,7 +264,10 @@ class _Attention(torch.autograd.Function):
         qg, kg, pg, vg = _grids(flat, rules)
         parts = []
         for turn in _turns(query, key):
-            q, k, v = _on(query[turn], qg), _on(key[turn], kg), _on(value[turn], vg)
+            # operands are views into one projection: rounding and products want them apart
+            q = _on(query[turn].contiguous(), qg)
+            k = _on(key[turn].contiguous(), kg)
+            v = _on(value[turn].contiguous(), vg)
             probs = _probabilities(q, k, _of_turn(mask, turn), scale)
             parts.append(torch.matmul(_on(probs, pg), v))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -239,9 +279,11 @@ class _Attention(torch.autograd.Function):
         found: list[tuple[_Gradients, ...]] = []
         of_masks: list[Tensor] = []
         for turn in _turns(query, key):
-            here = (query[turn], key[turn], value[turn])
+            here = (query[turn].contiguous(), key[turn].contiguous(), value[turn].contiguous())
             part = _of_turn(mask, turn)
-            results, of_scores = _attention_back(grads[0][turn], here, part, ctx.scale, grids)
+            results, of_scores = _attention_back(
+                grads[0][turn].contiguous(), here, part, ctx.scale, grids
+            )
             found.append(results)
             if part is not None and ctx.needs_input_grad[3]:
                 of_masks.append(of_scores.sum_to_size(part.shape))
@@ -280,8 +322,16 @@ def _grids(flat: list[Tensor | None], rules: tuple[Rounding | None, ...]) -> _Gr
 
 
 def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    scores = (q * scale) @ k.transpose(-2, -1)
-    return (scores if mask is None else scores + mask).softmax(-1)
+    """softmax(q·kᵀ·scale + mask), `(B, H, N, M)`."""
+    scores = _scaled_product(q, k.transpose(-2, -1), scale)
+    return (scores if mask is None else scores.add_(mask)).softmax(-1)
+
+
+def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """left·right·scale of `(B, H, N, K)` and `(B, H, K, M)`, without a pass for the scale."""
+    nothing = left.new_zeros(1, 1, 1)  # with beta 0 it is not read
+    flat = torch.baddbmm(nothing, left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=scale)
+    return flat.view(*left.shape[:-1], right.shape[-1])
 
 
 def _attention_back(
@@ -294,15 +344,15 @@ def _attention_back(
     """Gradients of query, key, probabilities and value with their steps, and of the scores."""
     query, key, value = operands
     qg, kg, pg, vg = grids
-    q, k, v = (_on(x, g) for x, g in ((query, qg), (key, kg), (value, vg)))
-    q, k, v = q.to(grad.dtype), k.to(grad.dtype), v.to(grad.dtype)
-    probs = _probabilities(q, k, mask, scale)
+    kind = grad.dtype
+    q, k, v = _on(query, qg), _on(key, kg), _on(value, vg)
+    probs = _probabilities(q.to(kind), k.to(kind), mask, scale)
     levels = _on(probs, pg)
     of_value = _back(levels.transpose(-2, -1) @ grad, value, v, vg)
-    of_probs = _back(grad @ v.transpose(-2, -1), probs, levels, pg)
+    of_probs = _back(grad @ v.to(kind).transpose(-2, -1), probs, levels, pg)
     of_scores = torch._softmax_backward_data(of_probs[0], probs, -1, probs.dtype)
-    of_query = _back((of_scores @ k).mul_(scale), query, q, qg)
-    of_key = _back((of_scores.transpose(-2, -1) @ q).mul_(scale), key, k, kg)
+    of_query = _back(_scaled_product(of_scores, k.to(kind), scale), query, q, qg)
+    of_key = _back(_scaled_product(of_scores.transpose(-2, -1), q.to(kind), scale), key, k, kg)
     return (of_query, of_key, of_probs, of_value), of_scores
 
 

@@ -159,17 +159,20 @@ class _BinSpread(torch.autograd.Function):
         number = groups * (rounding.qmax - rounding.qmin + 1)
         count = _sums(bins, None, number)
         first = _sums(bins, flat, number)
-        second = _sums(bins, flat.square(), number)
         mean = first / count.clamp(min=1)
-        spread = second - first * mean
-        scale = 2.0 if reduction is not BinReduction.PUBLISHED else 2.0 / w.numel()
-        weight = torch.ones_like(count)
-        if reduction is not BinReduction.SUM:  # unbiased variance of bins with two members or more
+        squares = torch.dot(flat, flat)
+        if reduction is BinReduction.SUM:
+            # every weight counts alike, so only the total of the squares is needed
+            loss = (2 * squares.double() - (first * mean).sum()).to(w.dtype)
+            slope = flat.mul_(4.0).sub_((2 * mean).to(w.dtype)[bins])
+        else:
+            part = 1.0 / w.numel() if reduction is BinReduction.PUBLISHED else 1.0
+            spread = _sums(bins, flat.square(), number) - first * mean
+            # unbiased variance of bins with two members or more
             weight = torch.where(count > 1, 1 / (count - 1).clamp(min=1), 0.0)
-        loss = (second.sum() * (scale / 2) + (spread * weight).sum()).to(w.dtype)
-        # d/dw = scale * r + 2 * weight[bin] * (r - mean[bin])
-        weight, mean = (2 * weight).to(w.dtype), (2 * weight * mean).to(w.dtype)
-        slope = weight[bins].add_(scale).mul_(flat).sub_(mean[bins])
+            loss = (squares.double() * part + (spread * weight).sum()).to(w.dtype)
+            each = (2 * weight).to(w.dtype)[bins]
+            slope = each.add(2 * part).mul_(flat).sub_(each.mul_(mean.to(w.dtype)[bins]))
         ctx.save_for_backward(slope.view_as(w).masked_fill_(beyond, 0.0))
         return loss
 

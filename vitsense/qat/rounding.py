@@ -101,6 +101,16 @@ def rounding_gradients(
     return RoundingGradients(inside.to(kind), difference / step, grad_offset)
 
 
+def rounding_slopes(x: Tensor, grid: LearnedGrid) -> tuple[Tensor, Tensor]:
+    """Derivative of each rounded value by its step and by its offset, `x.shape` each.
+
+    Source: as `rounding_gradients`.
+    """
+    shifted = x if grid.offset is None else x - grid.offset
+    ones = _inside(torch.ones_like(x), x, grid)
+    return codes_of(x, grid).sub_(ones * shifted / grid.step), 1.0 - ones
+
+
 def _product_sum(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
     """Sum of a * b over the values that share a step."""
     if like.numel() == 1 and a.is_contiguous() and b.is_contiguous():
