@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from report_groups import groups_table
 from report_record import IMAGES, WIDTHS, entry_of, plan_of, record_of
 
+from vitsense.plan.additivity import additivity_rows
 from vitsense.plan.cost import cost_of
 from vitsense.runfolder import RunFolder
 from vitsense.schemas import SCHEMAS
@@ -98,7 +100,8 @@ def _model(
     shared = (modules, dict(zip(modules["module"], costs, strict=True)), total)
     front, front_bits = _front(key, *shared)
     bits = _bits_for(*shared[:2], 4.0)
-    joint, outcome = _joint(key, *shared, bits, labelled, vit)
+    plans, joint, outcome = _joint(key, *shared, bits, labelled)
+    sums = [{"model": key, **row} for row in additivity_rows(sensitivity, joint, plans)]
     statistics, histograms = _statistics(modules, vit, rng)
     fp = outcome.fp_top1
     return {
@@ -108,6 +111,8 @@ def _model(
             "sensitivity": sensitivity,
             "grids": _grids(statistics),
             "joint": joint,
+            "groups": groups_table(*shared[:2], _outcome, labelled),
+            "additivity": pd.DataFrame(sums).astype(SCHEMAS["additivity"]),
             "pareto": front,
             "pareto_bits": front_bits,
             "coverage": _coverage(key, modules),
@@ -262,28 +267,17 @@ def _joint(
     total: int,
     recommended: dict[str, int],
     labelled: bool,
-    vit: bool,
-) -> tuple[pd.DataFrame, Outcome]:
+) -> tuple[dict[str, dict[str, int]], pd.DataFrame, Outcome]:
     plans = {f"uniform-{w}": dict.fromkeys(costs, w) for w in WIDTHS}
     plans["recommended"] = recommended
     plans |= {f"pareto-{m:g}": _bits_for(modules, costs, m) for m in (3.0, 5.0, 6.0)}
-    if vit:
-        groups = {"ffn": ["ffn"], "mhsa": list(_VIT_ROLES[:6]), "q": ["q"], "k": ["k"], "v": ["v"]}
-        plans |= {
-            f"only-{group}@{width}": dict.fromkeys(
-                modules.loc[modules["role"].isin(roles), "module"], width
-            )
-            for width in (4, 3)
-            for group, roles in groups.items()
-            if modules["role"].isin(roles).any()
-        }
     rows, chosen = [], Outcome()
     for name, bits in plans.items():
         found = _predicted(modules, costs, total, bits)
         outcome = _outcome(1.3 * found["predicted_kl"], labelled)
         chosen = outcome if name == "recommended" else chosen
         rows.append({"model": key, "plan": name, **found, **outcome.row()})
-    return pd.DataFrame(rows).astype(SCHEMAS["joint"]), chosen
+    return plans, pd.DataFrame(rows).astype(SCHEMAS["joint"]), chosen
 
 
 def _statistics(

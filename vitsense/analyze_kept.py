@@ -10,9 +10,11 @@ from typing import Any
 from vitsense.formats import FormatLike, format_of
 from vitsense.runfolder import RunFolder
 from vitsense.sensitivity.estimate import Estimate, Estimates
+from vitsense.sensitivity.group_sweep import GroupCell, GroupOutcome
 from vitsense.sensitivity.ledger import Entry, Span
+from vitsense.sensitivity.recovery import Recovery
 from vitsense.sensitivity.result import Cell, Outcome
-from vitsense.settings import Part
+from vitsense.settings import Direction, Part
 
 
 class KeptResults:
@@ -67,18 +69,51 @@ class KeptResults:
         record = {"model": self._key, "estimated": [span.start, span.stop], "cells": cells}
         self._run.append_state(record)
 
-    def plan(self, bits: Mapping[str, FormatLike]) -> Outcome | None:
+    def groups(self) -> list[tuple[GroupCell, Span, GroupOutcome]]:
+        """Outcomes of groups, by span of images."""
+        found = []
+        for record in self._state:
+            if "group" not in record:
+                continue
+            by, name, direction, form, part = record["group"]
+            back = record["recovery"]
+            outcome = GroupOutcome(
+                Outcome.from_list(record["outcome"]),
+                None if back is None else Recovery.from_list(back),
+            )
+            cell = GroupCell(by, name, Direction(direction), form, Part(part))
+            found.append((cell, Span(*record["span"]), outcome))
+        return found
+
+    def keep_group(self, cell: GroupCell, span: Span, found: GroupOutcome) -> None:
+        """Append the outcome of one group on one span."""
+        back = found.recovery
+        self._run.append_state(
+            {
+                "model": self._key,
+                "group": [cell.by, cell.group, cell.direction.value, cell.format, cell.part.value],
+                "span": [span.start, span.stop],
+                "outcome": found.outcome.to_list(),
+                "recovery": None if back is None else back.to_list(),
+            }
+        )
+
+    def plan(self, bits: Mapping[str, FormatLike], part: Part = Part.BOTH) -> Outcome | None:
         """The outcome of a whole plan, if it was measured before."""
-        wanted = _bits_digest(bits)
+        wanted = _bits_digest(bits, part)
         found = [r for r in self._state if r.get("plan") == wanted]
         return Outcome.from_list(found[-1]["outcome"]) if found else None
 
-    def keep_plan(self, bits: Mapping[str, FormatLike], outcome: Outcome) -> None:
+    def keep_plan(
+        self, bits: Mapping[str, FormatLike], outcome: Outcome, part: Part = Part.BOTH
+    ) -> None:
         """Append the outcome of a whole plan."""
-        record = {"model": self._key, "plan": _bits_digest(bits), "outcome": outcome.to_list()}
+        digest = _bits_digest(bits, part)
+        record = {"model": self._key, "plan": digest, "outcome": outcome.to_list()}
         self._run.append_state(record)
 
 
-def _bits_digest(bits: Mapping[str, FormatLike]) -> str:
+def _bits_digest(bits: Mapping[str, FormatLike], part: Part) -> str:
     names = {module: format_of(like).name for module, like in bits.items()}
+    names["part"] = part.value
     return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vitsense.analyze_grids import grids_frame
+from vitsense.analyze_groups import GroupStage, groups_frame
 from vitsense.analyze_kept import KeptResults
 from vitsense.analyze_plans import finished_plan, full_precision, plan_and_measure
 from vitsense.analyze_sweep import Sweep, measure_cells
@@ -76,17 +77,33 @@ def analyze_model(
     sensitivity = framed("sensitivity", key, [m.row(settings.mode.value) for m in measured])
 
     def measure(plans: Mapping[str, Mapping[str, FormatLike]]) -> dict[str, Outcome]:
-        done = {name: store.plan(bits) for name, bits in plans.items()}
+        part = settings.planned_part
+        done = {name: store.plan(bits, part) for name, bits in plans.items()}
         todo = {name: plans[name] for name, outcome in done.items() if outcome is None}
         progress.start(len(evaluation) * len(todo), f"{key} whole plans")
         fresh = {}
         if todo:
             batches = evaluation.batches(model.preprocessing, batch, device)
-            fresh = measure_joint(module, catalog, quantizers, batches, todo, progress=progress)
+            fresh = measure_joint(
+                module, catalog, quantizers, batches, todo, part=part, progress=progress
+            )
         for name, outcome in fresh.items():
-            store.keep_plan(plans[name], outcome)
+            store.keep_plan(plans[name], outcome, part)
         return {name: outcome or fresh[name] for name, outcome in done.items()}
 
+    groups = groups_frame(
+        GroupStage(
+            key=key,
+            model=module,
+            catalog=catalog,
+            quantizers=quantizers,
+            batches=lambda: evaluation.batches(model.preprocessing, batch, device),
+            images=len(evaluation),
+            settings=settings,
+            kept=store,
+            progress=progress,
+        )
+    )
     planned = plan_and_measure(model, settings, modules, sensitivity, measure)
     fp = full_precision(planned.outcomes)
     frames = {
@@ -96,7 +113,9 @@ def analyze_model(
         "grids": grids_frame(
             key, module, catalog, quantizers, statistics, example, settings.widths
         ),
+        "groups": groups,
         "joint": planned.joint,
+        "additivity": planned.additivity,
         "pareto": planned.front,
         "pareto_bits": planned.front_bits,
         "coverage": framed("coverage", key, [asdict(u) for u in catalog.uncovered]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,10 @@ import pandas as pd
 
 from vitsense import provenance
 from vitsense.analyze_tables import framed
-from vitsense.compare.tables import MHSA_ROLES
 from vitsense.errors import UserInputError
 from vitsense.formats import FormatLike, format_of
 from vitsense.models import LoadedModel
+from vitsense.plan.additivity import additivity_rows, random_plans
 from vitsense.plan.budget import Budget
 from vitsense.plan.make import make_plan
 from vitsense.plan.plan import Plan
@@ -26,12 +26,14 @@ from vitsense.plan.solve import (
     make_problem,
     narrowest,
     pareto,
+    planable_cells,
+    planable_modules,
     solve,
     summed_divergence,
     uniform,
 )
 from vitsense.sensitivity.result import Outcome
-from vitsense.settings import AnalyzeSettings, Part
+from vitsense.settings import AnalyzeSettings
 from vitsense.sites import SiteCatalog
 
 
@@ -46,6 +48,7 @@ class Planned:
     note: str
     outcomes: dict[str, Outcome]
     joint: pd.DataFrame
+    additivity: pd.DataFrame
     front: pd.DataFrame
     front_bits: pd.DataFrame
 
@@ -59,8 +62,13 @@ def plan_and_measure(
 ) -> Planned:
     """Measure uniform widths, fit the drop curve, solve, and measure what was solved."""
     budget = Budget.parse(settings.budget)
-    planable = _with_both(sensitivity, settings)
-    problem = make_problem(modules, planable, model.params)
+    planable = planable_cells(sensitivity, settings.planned_part)
+    problem = make_problem(
+        planable_modules(modules, settings.planned_part),
+        planable,
+        model.params,
+        part=settings.planned_part,
+    )
     forms = sorted(map(format_of, settings.format_names), key=lambda f: -f.effective_bits)
     choices = {f"uniform-{form.label}": uniform(problem, form.name) for form in forms}
     outcomes = measure(choices)
@@ -82,12 +90,14 @@ def plan_and_measure(
         if near:
             best = min(near, key=lambda a: abs(a.cost.avg_bits - value))
             extra[f"pareto-{value:g}"] = best.formats
-    extra |= group_choices(modules, settings.widths)
+    extra |= random_plans(problem, settings.seed)
     outcomes |= measure(extra)
+    plans = choices | extra
     rows = [
         _outcome_row(name, outcomes[name], assignment_of(problem, bits, curve))
-        for name, bits in (choices | extra).items()
+        for name, bits in plans.items()
     ]
+    joint = framed("joint", model.key, rows)
     return Planned(
         problem=problem,
         drop_model=curve,
@@ -95,7 +105,8 @@ def plan_and_measure(
         budget=budget,
         note=note,
         outcomes=outcomes,
-        joint=framed("joint", model.key, rows),
+        joint=joint,
+        additivity=framed("additivity", model.key, additivity_rows(planable, joint, plans)),
         front=framed("pareto", model.key, [_front_row(i, a) for i, a in enumerate(front)]),
         front_bits=framed(
             "pareto_bits",
@@ -109,28 +120,6 @@ def plan_and_measure(
     )
 
 
-GROUP_WIDTHS = 2
-"""Widths at which groups of modules are quantized together: 4 bits and the next narrower."""
-
-
-def group_choices(modules: pd.DataFrame, bits: Sequence[int]) -> dict[str, dict[str, int]]:
-    """Whole groups alone (attention, feed-forward, Q, K, V), as ``only-GROUP@BITS``."""
-    widths = sorted((w for w in bits if w <= 4), reverse=True)[:GROUP_WIDTHS]
-    members = {
-        "mhsa": modules["role"].isin(MHSA_ROLES),
-        "ffn": modules["role"] == "ffn",
-        **{letter: modules["role"] == letter for letter in ("q", "k", "v")},
-    }
-    if not members["mhsa"].any():
-        return {}
-    return {
-        f"only-{group}@{width}": dict.fromkeys(modules.loc[rows, "module"], width)
-        for width in widths
-        for group, rows in members.items()
-        if rows.any()
-    }
-
-
 def _recommended(problem: Problem, budget: Budget, curve: DropModel) -> tuple[Assignment, str]:
     """The plan of the budget, or of the narrowest widths with a note where it cannot be met.
 
@@ -140,13 +129,6 @@ def _recommended(problem: Problem, budget: Budget, curve: DropModel) -> tuple[As
         return solve(problem, budget, curve), ""
     except UserInputError as error:
         return narrowest(problem, curve), f"{error} The plan has the narrowest widths instead."
-
-
-def _with_both(sensitivity: pd.DataFrame, settings: AnalyzeSettings) -> pd.DataFrame:
-    """The cells plans are made from: weights and activations together, or the one part measured."""
-    if Part.BOTH in settings.parts:
-        return sensitivity
-    return sensitivity[sensitivity["part"] == settings.parts[0].value].assign(part="both")
 
 
 def _predicted(assignment: Assignment) -> dict[str, float]:
@@ -208,6 +190,7 @@ def finished_plan(
             **settings.to_json()["quant"],
             "weight": "symmetric",
             "activation": "affine, per tensor",
+            "part": settings.planned_part.value,
         },
         provenance={"versions": provenance.versions(), "seed": settings.seed},
         measured=row,

@@ -13,6 +13,8 @@ from vitsense.formats import format_of
 from vitsense.plan.budget import Budget
 from vitsense.settings import (
     AnalyzeSettings,
+    By,
+    Direction,
     Granule,
     ModelRequest,
     Part,
@@ -76,6 +78,23 @@ _OPTIONS = (
         help="exact: every module at every width on every image. fast: divergences estimated from "
         "one pass there and one back; single modules get no drop, whole plans are measured.",
     ),
+    click.option(
+        "--by",
+        metavar="WORDS",
+        help="Groups measured as a whole: some of module, role, block, stage, head, site; or none. "
+        "Default: role, but none with --mode fast.",
+    ),
+    click.option(
+        "--direction",
+        type=click.Choice([*(d.value for d in Direction), "both"]),
+        default="both",
+        help="Quantize only the group, or everything but the group.",
+    ),
+    click.option(
+        "--group-formats",
+        metavar="NAMES",
+        help="Formats of the groups. Default: of those measured, 4 bits and the next narrower.",
+    ),
     click.option("--budget", default=_DEFAULT.budget, help="Limit of the plan; see vitsense plan."),
     click.option(
         "--weight-range",
@@ -126,6 +145,9 @@ def settings_from(
     bits: str | None,
     formats: str | None,
     parts: str,
+    by: str | None,
+    direction: str,
+    group_formats: str | None,
     mode: str,
     budget: str,
     weight_range: str,
@@ -162,6 +184,9 @@ def settings_from(
         bits=_DEFAULT.bits if bits is None else _widths(bits),
         formats=() if formats is None else _formats(formats),
         parts=_parts(parts),
+        by=None if by is None else _groupings(by),
+        directions=tuple(Direction) if direction == "both" else (Direction(direction),),
+        group_formats=() if group_formats is None else _formats(group_formats),
         mode=SweepMode(mode),
         budget=Budget.parse(budget).text,  # a wrong one must not be found after measuring
         quant=QuantSettings(
@@ -193,7 +218,18 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def _formats(text: str) -> tuple[str, ...]:
-    return tuple(format_of(item).name for item in text.split(","))
+    items = (item.strip() for item in text.split(","))
+    return tuple(format_of(int(i) if i.isdecimal() else i).name for i in items)
+
+
+def _groupings(text: str) -> tuple[By, ...]:
+    allowed = ", ".join(by.value for by in By)
+    if text.strip() == "none":
+        return ()
+    try:
+        return tuple(By(item) for item in dict.fromkeys(i.strip() for i in text.split(",")))
+    except ValueError as error:
+        raise UserInputError(f"--by is {text!r}: use some of {allowed}, or none.") from error
 
 
 def _parts(text: str) -> tuple[Part, ...]:

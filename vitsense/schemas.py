@@ -24,6 +24,18 @@ _OUTCOME = {
     "sqnr_high": "float64",
 }
 
+_RECOVERY = {
+    "recovery": "float64",
+    "recovery_low": "float64",
+    "recovery_high": "float64",
+    "recovery_distinguishable": "boolean",
+    "regained": "Int64",
+    "relost": "Int64",
+    "recovery_kl": "float64",
+    "recovery_kl_low": "float64",
+    "recovery_kl_high": "float64",
+}
+
 _PREDICTED = {
     "avg_bits": "float64",
     "size_mb": "float64",
@@ -106,7 +118,36 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "high": "float64",
         "clipped": "float64",
     },
+    "groups": {
+        "model": "str",
+        "by": "str",
+        "group": "str",
+        "members": "int64",
+        "params": "int64",
+        "direction": "str",
+        "part": "str",
+        "bits": "int64",
+        "format": "str",
+        "status": "str",
+        "reason": "str",
+        **_OUTCOME,
+        **_RECOVERY,
+    },
     "joint": {"model": "str", "plan": "str", **_PREDICTED, **_OUTCOME},
+    "additivity": {
+        "model": "str",
+        "plan": "str",
+        "avg_bits": "float64",
+        "n": "Int64",
+        **dict.fromkeys(
+            (
+                *("sum_kl", "sum_kl_low", "sum_kl_high", "kl", "kl_low", "kl_high"),
+                *("ratio", "ratio_low", "ratio_high"),
+                *("sum_loss", "loss", "loss_low", "loss_high"),
+            ),
+            "float64",
+        ),
+    },
     "pareto": {"model": "str", "point": "int64", "budget_bits": "float64", **_PREDICTED},
     "pareto_bits": {
         "model": "str",

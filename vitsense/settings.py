@@ -28,6 +28,29 @@ class SweepMode(Enum):
     """Divergences estimated from one forward and one backward pass; drops are not measured."""
 
 
+class By(Enum):
+    """Which modules (or sites) are quantized together as one group."""
+
+    MODULE = "module"
+    ROLE = "role"
+    """FFN, MHSA, Q, K, V, projection, ...: the groups of the paper."""
+    BLOCK = "block"
+    STAGE = "stage"
+    HEAD = "head"
+    """The slices of one attention head."""
+    SITE = "site"
+    """Single tensors: the weight or an input of a module."""
+
+
+class Direction(Enum):
+    """What a group is compared with."""
+
+    ALONE = "one-at-a-time"
+    """Only the group is quantized."""
+    SPARED = "leave-one-out"
+    """Everything is quantized but the group."""
+
+
 class WeightSource(Enum):
     """Where the weights of a model come from."""
 
@@ -108,6 +131,12 @@ class AnalyzeSettings:
     formats: tuple[str, ...] = ()
     """Names of formats, instead of ``bits``."""
     parts: tuple[Part, ...] = (Part.BOTH,)
+    by: tuple[By, ...] | None = None
+    """How modules are grouped; empty: no groups are measured. None: by role, except in the fast
+    mode, where measuring groups would cost more than everything else."""
+    directions: tuple[Direction, ...] = (Direction.ALONE, Direction.SPARED)
+    group_formats: tuple[str, ...] = ()
+    """Formats in which groups are measured; empty: 4 bits and the next narrower width."""
     quant: QuantSettings = QuantSettings()
     mode: SweepMode = SweepMode.EXACT
     budget: str = "avg-bits=4"
@@ -133,6 +162,10 @@ class AnalyzeSettings:
         names = [format_of(name).name for name in self.formats]
         if len(set(names)) != len(names):
             raise UserInputError(f"--formats names a format twice: {', '.join(names)}.")
+        for name in self.group_formats:
+            format_of(name)
+        if not self.directions:
+            raise UserInputError("--direction is empty: use one-at-a-time, leave-one-out or both.")
         for name, value, least in (
             ("--images", self.images, 1),
             ("--calibration", self.calibration, 1),
@@ -150,10 +183,33 @@ class AnalyzeSettings:
         return self.formats or tuple(f"int{bits}" for bits in self.bits)
 
     @property
+    def planned_part(self) -> Part:
+        """What plans are made of: weights and activations, or the one part measured first."""
+        return Part.BOTH if Part.BOTH in self.parts else self.parts[0]
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Bits of the integer formats among them."""
         forms = map(format_of, self.format_names)
         return tuple(form.bits for form in forms if form.is_integer)
+
+    @property
+    def groupings(self) -> tuple[By, ...]:
+        """How modules are grouped, settled."""
+        if self.by is not None:
+            return self.by
+        return () if self.mode is SweepMode.FAST else (By.ROLE,)
+
+    @property
+    def group_format_names(self) -> tuple[str, ...]:
+        """Formats in which groups are measured: of the measured ones nearest to 4 bits, two."""
+        if self.group_formats:
+            return tuple(format_of(name).name for name in self.group_formats)
+        forms = sorted(
+            (form for form in map(format_of, self.format_names) if form.bits <= 4),
+            key=lambda form: (-form.bits, not form.is_integer, form.effective_bits),
+        )
+        return tuple(form.name for form in forms[:2])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for ``run.json``."""

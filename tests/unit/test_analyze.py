@@ -20,7 +20,8 @@ SETTINGS = AnalyzeSettings(
 )
 TINY = dataclasses.replace(SETTINGS, images=4, calibration=4, bits=(8,), batch=4)
 TABLES = (
-    "modules", "statistics", "sensitivity", "grids", "joint", "pareto", "pareto_bits", "coverage",
+    "modules", "statistics", "sensitivity", "grids", "groups", "joint", "additivity", "pareto",
+    "pareto_bits", "coverage",
 )  # fmt: skip
 
 

@@ -167,9 +167,7 @@ def test_the_page_says_what_the_document_says(document: Document, page: Page) ->
     for model in document.models:
         said += [value for card in model.cards for value in (card.label, card.value, card.detail)]
         said += model.verdict
-        said += [
-            v for p in (*model.plans, *model.groups) for v in (p.name, p.predicted, p.measured)
-        ]
+        said += [v for p in model.plans for v in (p.name, p.predicted, p.measured)]
         said += [cell for row in model.coverage for cell in row]
         said += [value for pair in model.facts for value in pair]
     said += [value for pair in (*document.method, *document.findings) for value in pair]

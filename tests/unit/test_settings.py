@@ -13,6 +13,8 @@ from vitsense.errors import UserInputError
 from vitsense.settings import (
     ALLOWED_BITS,
     AnalyzeSettings,
+    By,
+    Direction,
     Granule,
     ModelRequest,
     Part,
@@ -95,6 +97,9 @@ CHANGES: dict[str, Any] = {
     "calibration": 7,
     "bits": (8,),
     "formats": ("mxfp4",),
+    "by": (By.HEAD,),
+    "directions": (Direction.ALONE,),
+    "group_formats": ("int3",),
     "parts": (Part.WEIGHTS,),
     "quant": QuantSettings(weight_range=RangeChoice.MINMAX, weight_granularity=Granule.TENSOR),
     "batch": 4,

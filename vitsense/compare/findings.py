@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitsense.compare.finding import Finding
+from vitsense.compare.groups import additivity_finding, group_findings
 from vitsense.compare.tables import Comparison, tail_ratio
-from vitsense.sensitivity.interval import Interval
-from vitsense.verdict import loss_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,117 +22,30 @@ RESAMPLES = 2000
 LEAST_MODULES = 8
 """Groups of fewer modules are not compared by resampling: their intervals would be too short."""
 
-_LABELS = {"mhsa": "attention (MHSA)", "ffn": "feed-forward (FFN)", "q": "Q", "k": "K", "v": "V"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """One sentence and the numbers in it."""
-
-    key: str
-    headline: str
-    """What was found, in a few words."""
-    sentence: str
-    """The numbers behind it, with intervals."""
-    value: float
-    low: float
-    high: float
-
 
 def findings(
-    comparison: Comparison, joint: pd.DataFrame, families: Mapping[str, str]
+    comparison: Comparison,
+    groups: pd.DataFrame,
+    additivity: pd.DataFrame,
+    families: Mapping[str, str],
 ) -> tuple[Finding, ...]:
     """Everything that can be said about a run's models.
 
     Args:
         comparison: Their tables.
-        joint: ``joint.csv``; rows ``only-GROUP@BITS`` are whole groups quantized together.
+        groups: ``groups.csv``: whole groups quantized together, or spared.
+        additivity: ``additivity.csv``: sums over modules against whole plans.
         families: Model -> ``vit`` or ``convnet``.
     """
     found: list[Finding] = []
     for model in families:
-        rows = joint[joint["model"] == model].set_index("plan")
-        found += _groups(model, rows, ("mhsa", "ffn"))
-        found += _groups(model, rows, ("q", "k", "v"))
+        found += group_findings(model, groups)
         found += _per_module(model, comparison)
+        found += additivity_finding(model, additivity)
     names = list(families)
     for other in names[1:]:
         found += _pair(names[0], other, comparison)
     return tuple(found)
-
-
-def _widths(rows: pd.DataFrame, groups: Sequence[str]) -> list[int]:
-    """Widths at which every group was measured, wide to narrow."""
-    names = [str(plan) for plan in rows.index if str(plan).startswith(f"only-{groups[0]}@")]
-    widths = [int(name.rpartition("@")[2]) for name in names]
-    return sorted(
-        (w for w in widths if all(f"only-{g}@{w}" in rows.index for g in groups)), reverse=True
-    )
-
-
-def _groups(model: str, rows: pd.DataFrame, groups: Sequence[str]) -> list[Finding]:
-    """Groups quantized alone, each as a whole: which costs most, and whether that is certain."""
-    found = []
-    for width in _widths(rows, groups):
-        picked = {g: rows.loc[f"only-{g}@{width}"] for g in groups}
-        order = sorted(groups, key=lambda g: -float(picked[g]["kl"]))
-        first, second = (_divergence(picked[g]) for g in order[:2])
-        value, low, high = ratio_of_means(first, second)
-        parts = "; ".join(
-            f"{_LABELS[g]} {loss_text(picked[g])}, divergence {_span(picked[g])} nats"
-            for g in order
-        )
-        headline = (
-            f"{model} at {width} bits: {_LABELS[order[0]]} is the most sensitive"
-            if low > 1
-            else f"{model} at {width} bits: {_LABELS[order[0]]} and {_LABELS[order[1]]} are not "
-            "distinguishable"
-        )
-        ratio = (
-            f" The divergence of {_LABELS[order[0]]} is {value:.2f} times ({low:.2f} to {high:.2f})"
-            f" that of {_LABELS[order[1]]}."
-            if math.isfinite(high)
-            else ""
-        )
-        found.append(
-            Finding(
-                key=f"{model}-{'-'.join(groups)}-{width}",
-                headline=headline,
-                sentence=(
-                    f"Quantized as whole groups, {int(picked[order[0]]['n'])} images: {parts}."
-                    f"{ratio}"
-                ),
-                value=value,
-                low=low,
-                high=high,
-            )
-        )
-    return found
-
-
-def _divergence(row: Mapping[str, Any]) -> Interval:
-    return Interval(float(row["kl"]), float(row["kl_low"]), float(row["kl_high"]))
-
-
-def ratio_of_means(a: Interval, b: Interval) -> tuple[float, float, float]:
-    """Ratio of two mean divergences with its 95 % interval.
-
-    Their intervals are symmetric in the logarithm, so the squares of their half lengths add up.
-    That takes both for independent; on the same images they go up and down together, and the
-    interval is wider than it would have to be.
-
-    Source: delta method on the logarithm of a ratio (Casella and Berger 2002, 5.5.4).
-    """
-    if min(a.low, b.low) <= 0 or not (math.isfinite(a.high) and math.isfinite(b.high)):
-        return (a.value / b.value if b.value > 0 else math.inf), 0.0, math.inf
-    halves = (math.log(end.high / end.low) / 2 for end in (a, b))
-    factor = math.exp(math.hypot(*halves))
-    value = a.value / b.value
-    return value, value / factor, value * factor
-
-
-def _span(row: Mapping[str, Any]) -> str:
-    return f"{float(row['kl']):.2g} ({float(row['kl_low']):.2g} to {float(row['kl_high']):.2g})"
 
 
 def _per_module(model: str, comparison: Comparison) -> list[Finding]:

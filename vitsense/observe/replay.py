@@ -8,7 +8,7 @@ that skips a forward, so ``forward`` is overridden on the instances for the leng
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -103,14 +103,18 @@ class ReplaySession:
 
         return forward
 
-    def record(self, images: Tensor) -> Tensor:
-        """Full-precision logits `(B, classes)` of the images, remembering every module's output."""
+    def record(self, images: Tensor, visits: Mapping[str, Visit] | None = None) -> Tensor:
+        """Logits `(B, classes)` of the images, remembering every module's output.
+
+        Of the full-precision model, or of the one that ``visits`` make of it; a later `replay` must
+        then differ from it in nothing that runs before its modules.
+        """
         self.forget()
         self._images = images
         clock = self._clock
         clock.now, clock.recording, clock.starts = 0, True, {}
         try:
-            logits = self._run({}, replay_before=-1)
+            logits = self._run(visits or {}, replay_before=-1)
         finally:
             clock.recording = False
         for unit in self._units.values():
@@ -122,9 +126,16 @@ class ReplaySession:
                 unit.output = None
         return logits
 
-    def replay(self, visits: Mapping[str, Visit], module: SiteModule) -> Tensor:
-        """Logits of the recorded images with ``visits`` (all inside ``module``) in force."""
-        return self._run(visits, replay_before=self._clock.starts.get(module.name, -1))
+    def replay(
+        self, visits: Mapping[str, Visit], modules: SiteModule | Iterable[SiteModule]
+    ) -> Tensor:
+        """Logits of the recorded images with ``visits`` in force.
+
+        They may differ from those of the recorded pass inside ``modules`` only.
+        """
+        some = (modules,) if isinstance(modules, SiteModule) else tuple(modules)
+        starts = [self._clock.starts.get(module.name, -1) for module in some]
+        return self._run(visits, replay_before=min(starts, default=-1))
 
     def full(self, visits: Mapping[str, Visit]) -> Tensor:
         """Logits of the recorded images with ``visits`` in force, everything computed."""

@@ -12,7 +12,14 @@ from vitsense.plan.budget import Budget
 from vitsense.plan.make import make_plan, tie_groups
 from vitsense.plan.plan import Plan
 from vitsense.plan.predict import DropModel
-from vitsense.plan.solve import default_pins, make_problem, solve
+from vitsense.plan.solve import (
+    default_pins,
+    make_problem,
+    planable_cells,
+    planable_modules,
+    solve,
+)
+from vitsense.settings import Part
 
 if TYPE_CHECKING:
     from vitsense.runfolder import RunFolder
@@ -59,9 +66,10 @@ def plan_again(
             f"--out {run.path}."
         )
     parts = list(dict.fromkeys(sensitivity["part"]))
-    part = "both" if "both" in parts else parts[0]
-    sensitivity = sensitivity[sensitivity["part"] == part].assign(part="both")
-    free = make_problem(modules, sensitivity, entry["params"], pins={})
+    part = Part.BOTH if "both" in parts else Part(parts[0])
+    sensitivity = planable_cells(sensitivity, part)
+    modules = planable_modules(modules, part)
+    free = make_problem(modules, sensitivity, entry["params"], pins={}, part=part)
     fixed = default_pins(modules, free.divergence) if keep_default_pins else {}
     problem = make_problem(
         modules,
@@ -69,6 +77,7 @@ def plan_again(
         entry["params"],
         pins={**fixed, **(pins or {})},
         ties=tie_groups(modules, tie) if tie else (),
+        part=part,
     )
     solved = solve(problem, wanted, DropModel(**entry["drop_model"]))
     made = make_plan(
@@ -80,6 +89,7 @@ def plan_again(
             **record["settings"]["quant"],
             "weight": "symmetric",
             "activation": "affine, per tensor",
+            "part": part.value,
         },
         provenance={
             "versions": record["provenance"]["versions"],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vitsense.formats import FormatLike, NumberFormat, format_of
+from vitsense.settings import Part
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,8 @@ class Cost:
     """The cost of a whole model under a plan."""
 
     avg_bits: float
-    """Mean bits of a quantized weight, with its share of block scales."""
+    """Mean bits of a quantized weight, with its share of block scales (where activations alone are
+    quantized: of their formats, weighted by the same)."""
     size_mb: float
     """Everything that is stored, in 10^6 bytes: weights, one scale per output channel, the rest
     of the parameters in float."""
@@ -29,12 +31,18 @@ class Cost:
     """10^9 bit operations of one image: multiply-accumulates times both operands' bits."""
 
 
-def cost_of(modules: pd.DataFrame, bits: Mapping[str, FormatLike], total_params: int) -> Cost:
+def cost_of(
+    modules: pd.DataFrame,
+    bits: Mapping[str, FormatLike],
+    total_params: int,
+    part: Part = Part.BOTH,
+) -> Cost:
     """The cost of giving every module of ``modules`` (one model's ``modules.csv``) its format.
 
     Modules that are not in ``bits`` (bits of integers, or names of formats) stay in float. The
     scales of blocks count to the bits of a weight, those of channels and tensors to the size only;
-    a bit operation is one of elements.
+    a bit operation is one of elements. With ``part`` weights or activations, the other operand
+    stays in float.
 
     Source: bit operations as in HAWQ-V3 (Yao et al. 2021, section 3.3), MACs x bits x bits.
     """
@@ -49,13 +57,20 @@ def cost_of(modules: pd.DataFrame, bits: Mapping[str, FormatLike], total_params:
         weights += int(params)
         stored += weight_bits(form, int(params), shape)
         scales += form.wide_scales(shape_of(shape))
-        bitops += int(macs) * form.bits**2
-    rest = total_params - weights
+        bitops += int(macs) * operation_bits(form, part)
+    size = stored + FLOAT_BITS * (scales + total_params - weights)
+    if part is Part.ACTIVATIONS:
+        size = FLOAT_BITS * total_params
     return Cost(
         avg_bits=stored / weights if weights else math.nan,
-        size_mb=(stored + FLOAT_BITS * (scales + rest)) / 8e6,
+        size_mb=size / 8e6,
         bitops_g=bitops / 1e9,
     )
+
+
+def operation_bits(form: NumberFormat, part: Part) -> int:
+    """Bits of one operand times bits of the other; a float operand has 32."""
+    return form.bits * (form.bits if part is Part.BOTH else FLOAT_BITS)
 
 
 def weight_bits(form: NumberFormat, params: int, shape: str) -> int:

@@ -14,9 +14,10 @@ import numpy as np
 from vitsense.errors import MeasurementError, SiteMismatchError, UserInputError
 from vitsense.formats import FormatLike, format_of
 from vitsense.plan.budget import Budget, BudgetKind
-from vitsense.plan.cost import FLOAT_BITS, Cost, cost_of, shape_of, weight_bits
+from vitsense.plan.cost import FLOAT_BITS, Cost, cost_of, operation_bits, shape_of, weight_bits
 from vitsense.plan.predict import DropModel, Prediction
 from vitsense.schemas import RATED
+from vitsense.settings import Part
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +40,8 @@ class Problem:
     """Module -> format."""
     ties: Sequence[Sequence[str]] = ()
     """Groups of modules that must have equal formats."""
+    part: Part = Part.BOTH
+    """What is quantized."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,7 @@ def make_problem(
     *,
     pins: Mapping[str, FormatLike] | None = None,
     ties: Sequence[Sequence[str]] = (),
+    part: Part = Part.BOTH,
 ) -> Problem:
     """Gather the measured cells of one model into a problem.
 
@@ -73,6 +77,7 @@ def make_problem(
         pins: Module -> bits or format; None pins the first and the last module with weights at 8
             bits.
         ties: Groups of modules that must have equal formats.
+        part: What the plan quantizes; the rest stays in float.
 
     Raises:
         MeasurementError: a module has no measured width.
@@ -111,7 +116,18 @@ def make_problem(
         total_params=total_params,
         pins=chosen,
         ties=ties,
+        part=part,
     )
+
+
+def planable_cells(sensitivity: pd.DataFrame, part: Part) -> pd.DataFrame:
+    """The cells of one part, under the name ``both`` that `make_problem` reads."""
+    return sensitivity[sensitivity["part"] == part.value].assign(part=Part.BOTH.value)
+
+
+def planable_modules(modules: pd.DataFrame, part: Part) -> pd.DataFrame:
+    """The modules that have something to quantize: for weights alone, no products."""
+    return modules[modules["params"] > 0] if part is Part.WEIGHTS else modules
 
 
 def default_pins(
@@ -247,8 +263,9 @@ class _Table:
         self._weight_bits = held / weights
         self._product_bits = is_product * macs * bits / max(float(products), 1.0)
         self.width = self._weight_bits + self._product_bits
-        self._stored = (held + FLOAT_BITS * scales) / 8e6
-        self._bitops = macs * np.array([form.bits**2 for form in forms]) / 1e9
+        in_size = problem.part is not Part.ACTIVATIONS  # else weights are stored in float
+        self._stored = (held + FLOAT_BITS * scales) / 8e6 * in_size
+        self._bitops = macs * np.array([operation_bits(f, problem.part) for f in forms]) / 1e9
         self.tied = self._ties(problem.ties)
 
     def _ties(self, ties: Sequence[Sequence[str]]) -> NDArray[np.float64]:
@@ -301,7 +318,7 @@ def assignment_of(problem: Problem, bits: Mapping[str, FormatLike], model: DropM
     """Cost and prediction of bits or formats that were chosen elsewhere."""
     return Assignment(
         formats={name: format_of(like).name for name, like in bits.items()},
-        cost=cost_of(problem.modules, bits, problem.total_params),
+        cost=cost_of(problem.modules, bits, problem.total_params, problem.part),
         prediction=model.predict(summed_divergence(problem, bits)),
     )
 

@@ -46,7 +46,7 @@ def compose(run: RunFolder) -> Document:
         models=models,
         findings=tuple(
             (f.headline, f.sentence[:1].upper() + f.sentence[1:])
-            for f in findings(comparison, tables["joint"], families)
+            for f in findings(comparison, tables["groups"], tables["additivity"], families)
         )
         if comparison
         else (),
@@ -194,6 +194,8 @@ _FILES = (
     ("statistics.csv", "moments, quantiles and outliers of every tensor"),
     ("modules.csv", "modules with role, size and operations"),
     ("joint.csv", "whole plans, predicted and measured"),
+    ("groups.csv", "groups quantized alone, and spared while all else is quantized"),
+    ("additivity.csv", "sums over modules against whole plans"),
     ("pareto.csv, pareto_bits.csv", "the Pareto front and its bits"),
     ("coverage.csv", "what gets no quantizer"),
     ("channels.npz, histograms.npz", "per-channel moments and histograms"),

@@ -22,6 +22,7 @@ from vitsense.report.document import (
     Status,
 )
 from vitsense.report.formatters import count, known, loss_of, number, percent, short, span, visible
+from vitsense.report.plan_names import plan_name
 from vitsense.report.source import Source
 from vitsense.verdict import verdict, worst_modules
 
@@ -47,8 +48,6 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
     sensitivity = _shown(mine["sensitivity"])
     forms = sorted(map(format_of, sorted(set(sensitivity["format"]))), key=_wide_first)
     joint = mine["joint"]
-    plans = joint[~joint["plan"].str.startswith("only-")]
-    groups = joint[joint["plan"].str.startswith("only-")]
     labelled = source.labelled(key)
     return ModelReport(
         key=key,
@@ -62,11 +61,10 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         columns=tuple((form.label, form.bits) for form in forms),
         rows=tuple(_rows(mine["modules"], sensitivity, plan, forms)),
         distributions=tuple(_distributions(run, key, mine["statistics"], sensitivity)),
-        plans=tuple(_plan_row(row) for row in plans.to_dict("records")),
-        groups=tuple(_plan_row(row) for row in groups.to_dict("records")),
+        plans=tuple(_plan_row(row) for row in joint.to_dict("records")),
         front=tuple(_front(mine["pareto"], mine["pareto_bits"], mine["modules"])),
         avg_bits=round(plan.cost["avg_bits"], 3) if plan is not None and plan.cost else 0.0,
-        marks=tuple(_marks(plans)),
+        marks=tuple(_marks(joint[~joint["plan"].str.startswith("random-")])),
         coverage=tuple(
             (row["name"], row["operation"], row["reason"], count(int(row["params"])))
             for row in mine["coverage"].to_dict("records")
@@ -319,7 +317,7 @@ def _plan_row(row: Mapping[str, Any]) -> PlanRow:
             f"{number(row['predicted_drop'])} ({span(row['predicted_low'], row['predicted_high'])})"
         )
     return PlanRow(
-        name=_plan_name(str(row["plan"])),
+        name=plan_name(str(row["plan"])),
         bits=f"{row['avg_bits']:.2f}",
         size=f"{row['size_mb']:.2f}",
         bitops=f"{row['bitops_g']:.2f}",
@@ -328,21 +326,6 @@ def _plan_row(row: Mapping[str, Any]) -> PlanRow:
         divergence=f"{short(float(row['kl']))} ({short(float(row['kl_low']))} to "
         f"{short(float(row['kl_high']))})",
     )
-
-
-_GROUPS = {"mhsa": "attention (MHSA)", "ffn": "feed-forward (FFN)", "q": "Q", "k": "K", "v": "V"}
-
-
-def _plan_name(name: str) -> str:
-    kind, _, value = name.partition("-")
-    if kind == "uniform":
-        return f"{format_of(int(value) if value.isdecimal() else value).words} everywhere"
-    if kind == "pareto":
-        return f"mixed, about {value} bits"
-    if kind == "only":
-        group, _, bits = value.partition("@")
-        return f"only {_GROUPS.get(group, group)} at {bits} bits"
-    return name
 
 
 def _front(pareto: pd.DataFrame, bits: pd.DataFrame, modules: pd.DataFrame) -> list[FrontPoint]:

@@ -134,7 +134,6 @@ class ModelReport:
     rows: tuple[ModuleRow, ...]
     distributions: tuple[Distribution, ...]
     plans: tuple[PlanRow, ...]
-    groups: tuple[PlanRow, ...]
     front: tuple[FrontPoint, ...]
     avg_bits: float
     """Of the recommended plan; 0 if there is none."""

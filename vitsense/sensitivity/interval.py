@@ -87,6 +87,19 @@ def mean(n: int, total: float, squares: float) -> Interval:
     return Interval(value, value / factor, value * factor)
 
 
+def mean_difference(n: int, total: float, squares: float) -> Interval:
+    """A mean of paired differences from their sum and sum of squares.
+
+    Student's t; one value has no interval: it is minus to plus infinity.
+    """
+    value = total / n
+    if n < 2:
+        return Interval(value, -math.inf, math.inf)
+    variance = max(squares - n * value * value, 0.0) / (n - 1)
+    half = t_quantile(n - 1) * math.sqrt(variance / n)
+    return Interval(value, value - half, value + half)
+
+
 def ratio_db(
     n: int, signal: float, noise: float, signal2: float, noise2: float, cross: float
 ) -> Interval:

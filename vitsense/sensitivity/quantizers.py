@@ -20,6 +20,7 @@ from vitsense.numerics.ranges import (
     grid_from_tensor,
 )
 from vitsense.observe import Visit
+from vitsense.sensitivity.groups import includes
 from vitsense.settings import Granule, Part, ProbsGrid, QuantSettings
 from vitsense.sites import Site, SiteCatalog, SiteModule, SiteRole
 from vitsense.statistics.collect import SiteStatistics
@@ -118,11 +119,6 @@ class Quantizers:
     def _granularity(self) -> Granularity:
         per_channel = self._settings.weight_granularity is Granule.CHANNEL
         return PerChannel(0) if per_channel else PerTensor()
-
-
-def includes(part: Part, site: Site) -> bool:
-    """Whether the site is quantized when this part of a module is."""
-    return part in (Part.WEIGHTS if site.is_weight else Part.ACTIVATIONS, Part.BOTH)
 
 
 def summed_axis(module: SiteModule, site: Site) -> int:

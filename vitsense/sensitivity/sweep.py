@@ -96,6 +96,7 @@ def measure_joint(
     batches: Iterable[Batch],
     plans: Mapping[str, Mapping[str, FormatLike]],
     *,
+    part: Part = Part.BOTH,
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Outcome]:
     """The outcome of whole plans: module name -> bits or format, all quantized at once.
@@ -104,7 +105,7 @@ def measure_joint(
         MeasurementError: the full-precision model gives logits that are not finite.
     """
     totals: dict[str, Outcome] = {name: Outcome() for name in plans}
-    visits = {name: quantizers.joint(bits) for name, bits in plans.items()}
+    visits = {name: quantizers.joint(bits, part) for name, bits in plans.items()}
     with preserved(model), ReplaySession.open(model, catalog) as session:
         for images, labels in batches:
             reference = recorded(session, images)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vitsense.report.chapters.additivity import additivity_chapter
 from vitsense.report.chapters.deployment import deployment
+from vitsense.report.chapters.groups import groups_chapter
 from vitsense.report.chapters.training import training
 from vitsense.report.section import Section
 from vitsense.report.source import Source
@@ -20,7 +22,12 @@ ModelChapter = Callable[[Source, str], Section | None]
 FOR_THE_RUN: tuple[RunChapter, ...] = ()
 """After the models, before the method."""
 
-FOR_EACH_MODEL: tuple[ModelChapter, ...] = (training, deployment)
+FOR_EACH_MODEL: tuple[ModelChapter, ...] = (
+    groups_chapter,
+    additivity_chapter,
+    training,
+    deployment,
+)
 """In the part of each model, after its plans."""
 
 

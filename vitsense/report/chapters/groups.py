@@ -1,0 +1,148 @@
+"""Groups of modules in both directions: the paper's leave-one-out table on the user's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vitsense.compare.groups import group_label
+from vitsense.formats import format_of
+from vitsense.report.formatters import count, known, loss_of, number, short, span
+from vitsense.report.section import Section, Table, Words
+from vitsense.settings import By, Direction, Part
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vitsense.report.source import Source
+
+MOST = 40
+"""Rows of one table; the groups with the largest divergence are shown."""
+
+_PARTS = {
+    Part.BOTH.value: "",
+    Part.WEIGHTS.value: ", weights only",
+    Part.ACTIVATIONS.value: ", activations only",
+}
+_WORDS = {
+    By.ROLE.value: "role",
+    By.BLOCK.value: "block",
+    By.STAGE.value: "stage",
+    By.HEAD.value: "attention head",
+    By.MODULE.value: "module",
+    By.SITE.value: "tensor",
+}
+_DASH = "\u2013"
+
+
+def groups_chapter(source: Source, model: str) -> Section | None:
+    """One table for every grouping, format and part; None where no group was measured."""
+    frame = source.table("groups", model)
+    if frame.empty:
+        return None
+    loss = "drop of top-1" if source.labelled(model) else "loss of agreement"
+    blocks: list[Words | Table] = [
+        Words(
+            text=(
+                "Only this: the whole group is quantized and everything else stays in full "
+                "precision. All but this: everything is quantized and the group stays in full "
+                "precision; recovery is what that gives back of the loss of everything quantized."
+            )
+        )
+    ]
+    whole = frame[frame["by"] == "model"].set_index(["format", "part"])
+    groups = frame[frame["by"] != "model"]
+    for (by, form, part), rows in groups.groupby(["by", "format", "part"], sort=False):
+        everything = whole.loc[(form, part)]
+        blocks.append(_table(str(by), str(form), str(part), rows, everything, loss))
+    return Section(key="groups", title="Groups: alone, and spared", blocks=tuple(blocks))
+
+
+def _table(
+    by: str, form: str, part: str, rows: pd.DataFrame, whole: Mapping[str, Any], loss: str
+) -> Table:
+    words = format_of(form).words
+    title = f"By {_WORDS[by]} at {words}{_PARTS[part]}"
+    names = list(dict.fromkeys(rows["group"]))
+    if len(names) > MOST:
+        largest = rows.groupby("group")["kl"].max().sort_values(ascending=False, kind="stable")
+        names = [name for name in names if name in set(largest.index[:MOST])]
+        title += f", the {MOST} with the largest divergence"
+    cells = {(r["group"], r["direction"]): r for r in rows.to_dict("records")}
+    body = [
+        _row(
+            name,
+            cells.get((name, Direction.ALONE.value)),
+            cells.get((name, Direction.SPARED.value)),
+        )
+        for name in names
+    ]
+    everything = (
+        "everything", "", "", _loss(whole), _divergence(whole), _DASH, _DASH, _DASH
+    )  # fmt: skip
+    return Table(
+        title=title,
+        head=(
+            "Group",
+            "Modules",
+            "Weights",
+            f"Only this: {loss}",
+            "Only this: divergence (nats)",
+            f"All but this: {loss}",
+            "Recovery (points)",
+            "Recovery (nats)",
+        ),
+        rows=(everything, *body),
+        reading=(
+            "Points and nats with 95 % intervals, paired on the same images. A group that costs "
+            "much alone and gives much back when it is spared is sensitive in both senses; where "
+            "the two disagree, other groups make up for it or make it worse. Recoveries in "
+            "parentheses are not distinguishable from zero."
+        ),
+        marked=(0,),
+    )
+
+
+def _row(
+    name: str, alone: Mapping[str, Any] | None, spared: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    some = alone or spared
+    assert some is not None
+    return (
+        group_label(name),
+        str(some["members"]),
+        count(int(some["params"])) if some["params"] else "none",
+        _loss(alone),
+        _divergence(alone),
+        _loss(spared),
+        *_recovery(spared),
+    )
+
+
+def _measured(row: Mapping[str, Any] | None) -> bool:
+    return row is not None and row["status"] == "measured"
+
+
+def _loss(row: Mapping[str, Any] | None) -> str:
+    if row is None or not _measured(row):
+        return _DASH if row is None else str(row["reason"])
+    value, low, high = loss_of(row)
+    return f"{number(value)} ({span(low, high)})"
+
+
+def _divergence(row: Mapping[str, Any] | None) -> str:
+    if row is None or not _measured(row):
+        return _DASH
+    low, high = short(float(row["kl_low"])), short(float(row["kl_high"]))
+    return f"{short(float(row['kl']))} ({low} to {high})"
+
+
+def _recovery(row: Mapping[str, Any] | None) -> tuple[str, str]:
+    if row is None or not _measured(row) or not known(row["recovery_kl"]):
+        return _DASH, _DASH
+    points = f"{number(row['recovery'])} ({span(row['recovery_low'], row['recovery_high'])})"
+    low, high = (short(float(row[f"recovery_kl_{end}"])) for end in ("low", "high"))
+    nats = f"{short(float(row['recovery_kl']))} ({low} to {high})"
+    if not bool(row["recovery_distinguishable"]):
+        points = f"({points})"
+    return points, nats
