@@ -26,14 +26,16 @@ class KeptResults:
         self._state = [record for record in state if record.get("model") == key]
 
     def entries(self) -> list[Entry]:
-        """Outcomes of cells, by module and span of images."""
+        """Outcomes of cells, by module and spans of images."""
         return [
             Entry(
-                Span(*record["images"]),
+                tuple(Span(*ends) for ends in record["images"]),
                 record["module"],
                 {
-                    Cell.of(record["module"], name, Part(part)): Outcome.from_list(values)
-                    for part, name, values in record["cells"]
+                    Cell.of(record["module"], name, Part(part)): tuple(
+                        Outcome.from_list(values) for values in outcomes
+                    )
+                    for part, name, outcomes in record["cells"]
                 },
             )
             for record in self._state
@@ -41,14 +43,16 @@ class KeptResults:
         ]
 
     def keep(self, entry: Entry) -> None:
-        """Append the outcomes of one module on one span."""
-        span, cells = entry.span, entry.results.items()
+        """Append the outcomes of one module on some spans."""
         self._run.append_state(
             {
                 "model": self._key,
-                "images": [span.start, span.stop],
+                "images": [[span.start, span.stop] for span in entry.spans],
                 "module": entry.module,
-                "cells": [[c.part.value, c.format, o.to_list()] for c, o in cells],
+                "cells": [
+                    [cell.part.value, cell.format, [o.to_list() for o in outcomes]]
+                    for cell, outcomes in entry.results.items()
+                ],
             }
         )
 

@@ -14,7 +14,7 @@ CELL = Cell("fc", 4, Part.BOTH)
 def entry(start: int, stop: int) -> Entry:
     # a sum that depends on its order in float64
     kl = sum(0.1 / (1 + image) for image in range(start, stop))
-    return Entry(Span(start, stop), "fc", {CELL: Outcome(n=stop - start, kl=kl)})
+    return Entry((Span(start, stop),), "fc", {CELL: (Outcome(n=stop - start, kl=kl),)})
 
 
 def test_a_span_is_cut_at_places_inside_it_only() -> None:
@@ -52,7 +52,7 @@ def test_new_results_are_kept_before_they_are_used() -> None:
     kept: list[Entry] = []
 
     def keep(found: Entry) -> None:
-        assert not ledger.knows(CELL, found.span)
+        assert not ledger.knows(CELL, found.spans[0])
         kept.append(found)
 
     ledger = Ledger(keep=keep)

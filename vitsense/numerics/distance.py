@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,26 @@ def kl_nats(reference: Tensor, logits: Tensor) -> Tensor:
     share = p.exp()
     # an impossible class adds nothing, also where both logarithms are infinite
     terms = torch.where(share == 0, 0.0, share * (p - q))
+    return terms.sum(dim=-1).clamp(min=0.0)
+
+
+def nats_to_flip(logits: Tensor) -> Tensor:
+    """The least divergence from these outputs of any output with another top class, `(B,)`, nats.
+
+    A quantized model whose `kl_nats` on an image is smaller gives the image the same class.
+
+    Args:
+        logits: Full-precision logits, `(B, classes)`, at least two classes.
+
+    Source: the output q nearest to p (in KL(p || q)) whose class j is at least as likely as p's
+    top class moves both to their mean m and leaves the others (Lagrange multipliers on the simplex;
+    the projection of Csiszar 1975); its divergence is p1 ln(p1/m) + pj ln(pj/m), least for the
+    runner-up.
+    """
+    top = torch.log_softmax(logits.double(), dim=-1).topk(2, dim=-1).values
+    middle = torch.logsumexp(top, dim=-1, keepdim=True) - math.log(2)
+    share = top.exp()
+    terms = torch.where(share == 0, 0.0, share * (top - middle))
     return terms.sum(dim=-1).clamp(min=0.0)
 
 

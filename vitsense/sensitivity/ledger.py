@@ -41,11 +41,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Outcomes of cells of one module on one span."""
+    """Outcomes of cells of one module on some spans, measured in one pass."""
 
-    span: Span
+    spans: tuple[Span, ...]
     module: str
-    results: Results
+    results: Mapping[Cell, tuple[Outcome, ...]]
+    """One outcome for each span."""
 
 
 class Ledger:
@@ -70,11 +71,11 @@ class Ledger:
 
     def add(self, entry: Entry) -> None:
         """Know outcomes that are kept already; of two overlapping ones, the earlier stays."""
-        for cell, outcome in entry.results.items():
+        for cell, outcomes in entry.results.items():
             mine = self._outcomes.setdefault(cell, {})
-            overlaps = any(s.start < entry.span.stop and entry.span.start < s.stop for s in mine)
-            if not overlaps:
-                mine[entry.span] = outcome
+            for span, outcome in zip(entry.spans, outcomes, strict=True):
+                if not any(s.start < span.stop and span.start < s.stop for s in mine):
+                    mine[span] = outcome
 
     def breaks(self, cell: Cell) -> set[int]:
         """Where the known spans of a cell begin and end."""
@@ -102,3 +103,9 @@ class Ledger:
         for part in parts[1:]:
             total = total + mine[part]
         return total
+
+    def total(self, cell: Cell) -> Outcome | None:
+        """The sum over all images that the cell has seen."""
+        mine = self._outcomes.get(cell, {})
+        parts = [mine[span] for span in sorted(mine)]
+        return sum(parts[1:], start=parts[0]) if parts else None

@@ -26,32 +26,38 @@ _CHECKED = 4
 """Modules on which replay is compared with the full pass before a sweep."""
 
 
-def outcome_of(reference: Tensor, logits: Tensor, labels: Tensor) -> Outcome:
-    """The outcome of one batch.
+def outcomes_of(
+    reference: Tensor, logits: Tensor, labels: Tensor, sizes: Sequence[int]
+) -> tuple[Outcome, ...]:
+    """The outcomes of consecutive groups of ``sizes`` images of one batch.
 
     Args:
         reference: Full-precision logits, `(B, classes)`.
         logits: Quantized logits, `(B, classes)`.
         labels: `(B,)`; -1 without label.
+        sizes: How many images belong to each group; their sum is B.
     """
     known = labels >= 0
     right = (reference.argmax(1) == labels) & known
     still = (logits.argmax(1) == labels) & known
     kl = kl_nats(reference, logits)
     signal, noise = signal_noise(reference, logits)
-    counts = torch.stack(
-        [
-            known.sum(),
-            right.sum(),
-            (right & ~still).sum(),
-            (still & ~right).sum(),
-            top1_agree(reference, logits).sum(),
-        ]
-    ).tolist()
-    sums = torch.stack(
-        [kl, kl * kl, signal, noise, signal * signal, noise * noise, signal * noise]
-    ).sum(dim=1)
-    return Outcome.from_list([len(labels), *map(int, counts), *sums.tolist()])
+    agree = top1_agree(reference, logits)
+    counts = torch.stack([known, right, right & ~still, still & ~right, agree.bool()])
+    sums = torch.stack([kl, kl * kl, signal, noise, signal * signal, noise * noise, signal * noise])
+    groups = list(sizes)
+    grouped = zip(
+        sizes, torch.split(counts, groups, dim=1), torch.split(sums, groups, dim=1), strict=True
+    )
+    return tuple(
+        Outcome.from_list([size, *count.sum(dim=1).tolist(), *total.sum(dim=1).tolist()])
+        for size, count, total in grouped
+    )
+
+
+def outcome_of(reference: Tensor, logits: Tensor, labels: Tensor) -> Outcome:
+    """The outcome of one batch; see `outcomes_of`."""
+    return outcomes_of(reference, logits, labels, (len(labels),))[0]
 
 
 class Meter:
@@ -64,14 +70,16 @@ class Meter:
         quantizers: Quantizers,
         ledger: Ledger,
         progress: Progress,
+        largest: int,
     ) -> None:
         self._session = session
         self._catalog = catalog
         self._quantizers = quantizers
         self._ledger = ledger
         self._progress = progress
-        self._largest: int | None = None
+        self._largest = largest
         self._exact: bool | None = None
+        self._recorded: tuple[tuple[Span, ...], Tensor] | None = None
 
     @classmethod
     @contextmanager
@@ -82,63 +90,91 @@ class Meter:
         quantizers: Quantizers,
         ledger: Ledger,
         *,
+        largest: int = 2**31,
         progress: Progress = NO_PROGRESS,
     ) -> Iterator[Meter]:
-        """Prepare the model; it is as it was when the context ends."""
+        """Prepare the model; it is as it was when the context ends.
+
+        Args:
+            model: Any image classifier.
+            catalog: Its sites.
+            quantizers: Its grids.
+            ledger: What is known, and where results go.
+            largest: Images that are taken at once, at most.
+            progress: Told of every module.
+        """
         with preserved(model), ReplaySession.open(model, catalog) as session:
-            yield cls(session, catalog, quantizers, ledger, progress)
+            yield cls(session, catalog, quantizers, ledger, progress, largest)
 
-    def measure(self, span: Span, batch: Batch, cells: Mapping[str, Sequence[Cell]]) -> None:
-        """Record the outcomes of ``cells`` (by module) on a batch; known ones are not measured.
+    def measure(
+        self,
+        spans: Sequence[Span],
+        read: Callable[[Sequence[Span]], Batch],
+        cells: Mapping[str, Sequence[Cell]],
+    ) -> None:
+        """Record the outcomes of ``cells`` (by module) on spans; known ones are not measured.
 
-        When the device has no memory left, the batch is taken in halves, and so are all later ones.
+        When the device has no memory left, images are taken in halves from then on.
+
+        Args:
+            spans: Images, none twice.
+            read: Gives the images of spans, in order, as one batch.
+            cells: What to measure, by module.
 
         Raises:
             MeasurementError: the full-precision model gives logits that are not finite.
         """
-        places = set()
+        places: set[int] = set()
         for cell in (c for found in cells.values() for c in found):
             places |= self._ledger.breaks(cell)
-        steps = range(span.start, span.stop, self._largest or len(span))
-        for part in span.split_at(places | set(steps)):
-            missing = self._missing(cells, part)
-            self._progress.advance((len(cells) - len(missing)) * len(part))
-            if missing:
-                inside = slice(part.start - span.start, part.stop - span.start)
-                self._with_less_memory(part, (batch[0][inside], batch[1][inside]), missing)
+        pieces = [piece for span in spans for piece in span.split_at(places)]
+        while pieces:
+            batch, pieces = _take(pieces, self._largest)
+            missing = self._missing(cells, batch)
+            total = sum(map(len, batch))
+            self._progress.advance((len(cells) - len(missing)) * total)
+            if missing and not self._fits(batch, read, missing):
+                pieces = [*batch, *pieces]
 
-    def _missing(self, cells: Mapping[str, Sequence[Cell]], span: Span) -> dict[str, list[Cell]]:
+    def _missing(
+        self, cells: Mapping[str, Sequence[Cell]], spans: Sequence[Span]
+    ) -> dict[str, list[Cell]]:
         found = {
-            name: [cell for cell in wanted if not self._ledger.knows(cell, span)]
+            name: [c for c in wanted if not all(self._ledger.knows(c, s) for s in spans)]
             for name, wanted in cells.items()
         }
         return {name: wanted for name, wanted in found.items() if wanted}
 
-    def _with_less_memory(
-        self, span: Span, batch: Batch, cells: Mapping[str, Sequence[Cell]]
-    ) -> None:
-        if self._largest is not None and len(span) > self._largest:
-            self.measure(span, batch, cells)  # memory ran out since the span was cut
-            return
+    def _fits(
+        self,
+        spans: tuple[Span, ...],
+        read: Callable[[Sequence[Span]], Batch],
+        cells: Mapping[str, Sequence[Cell]],
+    ) -> bool:
+        """Measure; False when memory ran out and fewer images must be taken at once."""
+        total = sum(map(len, spans))
         try:
-            self._measure(span, batch, cells)
+            self._measure(spans, read(spans), cells)
         except (RuntimeError, MemoryError) as error:
-            if len(span) < 2 or not out_of_memory(error):
+            if total < 2 or not out_of_memory(error):
                 raise
         else:
-            return
+            return True
         self._session.forget()
+        self._recorded = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        self._largest = len(span) // 2
+        self._largest = total // 2
         self._progress.note(
-            f"Out of memory with {len(span)} images at once; continuing with {self._largest}."
+            f"Out of memory with {total} images at once; continuing with {self._largest}."
         )
-        self.measure(span, batch, cells)
+        return False
 
-    def _measure(self, span: Span, batch: Batch, cells: Mapping[str, Sequence[Cell]]) -> None:
+    def _measure(
+        self, spans: tuple[Span, ...], batch: Batch, cells: Mapping[str, Sequence[Cell]]
+    ) -> None:
         images, labels = batch
-        reference = recorded(self._session, images)
+        reference = self._reference(spans, images)
         if self._exact is None:
             self._exact = self._replay_is_exact(
                 min((c for w in cells.values() for c in w), key=lambda c: (c.bits, c.format)).format
@@ -148,20 +184,27 @@ class Meter:
                     "This model does not allow replay (its passes differ); every measurement "
                     "takes a full pass."
                 )
+        sizes = [len(span) for span in spans]
         for name, wanted in cells.items():
             module = self._catalog[name]
             run = self._session.replay if self._exact else _full(self._session)
             results = {}
             for cell in wanted:
                 visits = self._quantizers.visits(module, cell.format, cell.part)
-                results[cell] = outcome_of(reference, run(visits, module), labels)
-            self._ledger.record(Entry(span, name, results))
+                results[cell] = outcomes_of(reference, run(visits, module), labels, sizes)
+            self._ledger.record(Entry(spans, name, results))
             self._progress.advance(len(labels), name)
         if not self._session.unharmed():
             raise MeasurementError(
                 "The model changed a remembered activation in place; measure it again with "
                 "--batch-size 1 and report the model's name."
             )
+
+    def _reference(self, spans: tuple[Span, ...], images: Tensor) -> Tensor:
+        """Full-precision logits; images that were recorded last are not recorded again."""
+        if self._recorded is None or self._recorded[0] != spans:
+            self._recorded = (spans, recorded(self._session, images))
+        return self._recorded[1]
 
     def _replay_is_exact(self, bits: FormatLike) -> bool:
         """Whether replay gives the full pass's logits bit for bit, on modules over the model."""
@@ -173,6 +216,19 @@ class Meter:
             if not torch.equal(replayed, self._session.full(visits)):
                 return False
         return True
+
+
+def _take(pieces: Sequence[Span], most: int) -> tuple[tuple[Span, ...], list[Span]]:
+    """The first ``most`` images of ``pieces``, and the rest."""
+    taken, room, rest = [], most, list(pieces)
+    while rest and room:
+        head = rest.pop(0)
+        if len(head) > room:
+            rest.insert(0, Span(head.start + room, head.stop))
+            head = Span(head.start, head.start + room)
+        taken.append(head)
+        room -= len(head)
+    return tuple(taken), rest
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass, fields
+from enum import Enum
 from typing import Any
 
 from vitsense.formats import FormatLike, format_of
@@ -134,6 +136,15 @@ class Cell:
         return cls(module, form.bits, part, form.name)
 
 
+class Status(Enum):
+    """What is known of a cell."""
+
+    MEASURED = "measured"
+    BOUNDED = "bounded"
+    """Not looked at, because a narrower format of the module is harmless already."""
+    UNMEASURED = "unmeasured"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """A cell with its outcome, or the reason why it has none."""
@@ -141,18 +152,33 @@ class Measured:
     cell: Cell
     outcome: Outcome | None
     reason: str = ""
+    columns: Mapping[str, Any] | None = None
+    """Columns to use instead of the outcome's own: estimates from some images, or bounds."""
+
+    @property
+    def status(self) -> Status:
+        """What is known of the cell."""
+        if self.outcome is None:
+            return Status.UNMEASURED if self.columns is None else Status.BOUNDED
+        return Status.MEASURED if self.outcome.finite else Status.UNMEASURED
 
     def row(self, mode: str) -> dict[str, Any]:
         """The row of ``sensitivity.csv``, without the model."""
-        good = self.outcome is not None and self.outcome.finite
-        empty = dict.fromkeys(Outcome(n=1, kl=0, noise=1, signal=1).row())
+        status, values = self.status, dict.fromkeys(Outcome(n=1, kl=0, noise=1, signal=1).row())
+        reason = self.reason
+        if status is Status.UNMEASURED:
+            reason = reason or "the quantized model's logits are not finite"
+        elif self.columns is not None:
+            values |= self.columns
+        elif self.outcome is not None:
+            values |= self.outcome.row()
         return {
             "module": self.cell.module,
             "part": self.cell.part.value,
             "bits": self.cell.bits,
             "format": self.cell.format,
-            "status": "measured" if good else "unmeasured",
-            "reason": "" if good else self.reason or "the quantized model's logits are not finite",
-            **(self.outcome.row() if good and self.outcome is not None else empty),
+            "status": status.value,
+            "reason": reason,
+            **values,
             "mode": mode,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -53,12 +53,22 @@ def measure_exact(
     with Meter.open(model, catalog, quantizers, ledger, progress=progress) as meter:
         for images, labels in batches:
             span = Span(done, done + len(labels))
-            meter.measure(span, (images, labels), wanted)
+            meter.measure([span], slices_of((images, labels), span), wanted)
             done = span.stop
     return [
         measured(cell, ledger, done, wanted.get(cell.module, ()))
         for cell in cells(catalog, bits, parts)
     ]
+
+
+def slices_of(batch: Batch, whole: Span) -> Callable[[Sequence[Span]], Batch]:
+    """Reads consecutive spans inside ``whole``, whose images are ``batch``."""
+
+    def read(spans: Sequence[Span]) -> Batch:
+        inside = slice(spans[0].start - whole.start, spans[-1].stop - whole.start)
+        return batch[0][inside], batch[1][inside]
+
+    return read
 
 
 def cells(catalog: SiteCatalog, bits: Sequence[FormatLike], parts: Sequence[Part]) -> list[Cell]:
