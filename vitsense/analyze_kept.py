@@ -102,6 +102,18 @@ class KeptResults:
             }
         )
 
+    def doubts(self) -> dict[int, float]:
+        """Nats to flip of the evaluation images, by their number."""
+        found: dict[int, float] = {}
+        for record in self._state:
+            if "doubts" in record:
+                found |= {int(image): nats for image, nats in record["doubts"]}
+        return found
+
+    def keep_doubts(self, found: Mapping[int, float]) -> None:
+        """Append nats to flip of some evaluation images."""
+        self._run.append_state({"model": self._key, "doubts": [[i, d] for i, d in found.items()]})
+
     def plan(self, bits: Mapping[str, FormatLike], part: Part = Part.BOTH) -> Outcome | None:
         """The outcome of a whole plan, if it was measured before."""
         wanted = _bits_digest(bits, part)

@@ -75,8 +75,22 @@ _OPTIONS = (
         "--mode",
         type=_MODES,
         default=_DEFAULT.mode.value,
-        help="exact: every module at every width on every image. fast: divergences estimated from "
-        "one pass there and one back; single modules get no drop, whole plans are measured.",
+        help="exact: every module in every format on every image. adaptive: more images only for "
+        "what is not known well enough, about a tenth of the time. fast: divergences estimated "
+        "from one pass there and one back; single modules get no drop, whole plans are measured.",
+    ),
+    click.option(
+        "--tolerance",
+        type=float,
+        default=_DEFAULT.tolerance,
+        metavar="POINTS",
+        help="Adaptive: a drop is known when its interval is this narrow either way.",
+    ),
+    click.option(
+        "--confidence",
+        type=float,
+        default=_DEFAULT.confidence,
+        help="Adaptive: of the intervals that decide; those of the tables are 95 %.",
     ),
     click.option(
         "--by",

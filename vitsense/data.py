@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -79,12 +79,18 @@ class ImageSet:
         self, preprocessing: Preprocessing, size: int, device: torch.device
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Preprocessed images `(B, 3, H, W)` and labels `(B,)`, always in the same order."""
-        transform = preprocessing.transform()
         for start in range(0, len(self), size):
-            numbers = self.numbers[start : start + size]
-            images = [transform(self.source.read(number)[1]) for number in numbers]
-            labels = torch.tensor([self.source.labels[number] for number in numbers])
-            yield torch.stack(images).to(device), labels.to(device)
+            yield self.read(preprocessing, range(start, min(start + size, len(self))), device)
+
+    def read(
+        self, preprocessing: Preprocessing, places: Sequence[int], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """The images at ``places`` of this set as one batch, as `batches` gives them."""
+        transform = preprocessing.transform()
+        numbers = [self.numbers[place] for place in places]
+        images = [transform(self.source.read(number)[1]) for number in numbers]
+        labels = torch.tensor([self.source.labels[number] for number in numbers])
+        return torch.stack(images).to(device), labels.to(device)
 
 
 def open_source(spec: str | None, *, at_most: int = 2000) -> ImageSource:

@@ -23,7 +23,9 @@ class SweepMode(Enum):
     """How the cells of the sensitivity table are filled."""
 
     EXACT = "exact"
-    """Every module at every width on every image."""
+    """Every module in every format on every image."""
+    ADAPTIVE = "adaptive"
+    """Rounds of images; a module and format that is known well enough sees no more."""
     FAST = "fast"
     """Divergences estimated from one forward and one backward pass; drops are not measured."""
 
@@ -138,7 +140,11 @@ class AnalyzeSettings:
     group_formats: tuple[str, ...] = ()
     """Formats in which groups are measured; empty: 4 bits and the next narrower width."""
     quant: QuantSettings = QuantSettings()
-    mode: SweepMode = SweepMode.EXACT
+    mode: SweepMode = SweepMode.ADAPTIVE
+    tolerance: float = 0.5
+    """Adaptive: a drop is known when its interval is this narrow either way, percentage points."""
+    confidence: float = 0.95
+    """Adaptive: of the intervals that decide."""
     budget: str = "avg-bits=4"
     batch: int | None = None
     """Images per micro-batch; None: chosen from the memory the model needs."""
@@ -174,8 +180,21 @@ class AnalyzeSettings:
         ):
             if value < least:
                 raise UserInputError(f"{name} is {value}: it must be at least {least}.")
+        self._check_stopping()
         if not self.parts:
             raise UserInputError("--parts is empty: use both, weights or activations.")
+
+    def _check_stopping(self) -> None:
+        if not 0 < self.tolerance <= 100:
+            raise UserInputError(
+                f"--tolerance is {self.tolerance}: it is in percentage points, above 0 and up to "
+                "100, for example 0.5."
+            )
+        if not 0.5 <= self.confidence < 1:
+            raise UserInputError(
+                f"--confidence is {self.confidence}: it must be at least 0.5 and below 1, for "
+                "example 0.95."
+            )
 
     @property
     def format_names(self) -> tuple[str, ...]:

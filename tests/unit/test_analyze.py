@@ -13,10 +13,15 @@ from vitsense.analyze import run_analysis
 from vitsense.errors import StaleResultError, UserInputError
 from vitsense.plan.plan import Plan
 from vitsense.runfolder import RunFolder
-from vitsense.settings import AnalyzeSettings, ModelRequest, WeightSource
+from vitsense.settings import AnalyzeSettings, ModelRequest, SweepMode, WeightSource
 
 SETTINGS = AnalyzeSettings(
-    model=ModelRequest(name="glyph_resnet"), images=24, calibration=12, bits=(8, 4, 2), batch=12
+    model=ModelRequest(name="glyph_resnet"),
+    images=24,
+    calibration=12,
+    bits=(8, 4, 2),
+    batch=12,
+    mode=SweepMode.EXACT,
 )
 TINY = dataclasses.replace(SETTINGS, images=4, calibration=4, bits=(8,), batch=4)
 TABLES = (

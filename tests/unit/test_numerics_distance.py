@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from vitsense.numerics import cosine, kl_nats, mse, signal_noise, sqnr_db, top1_agree
+from vitsense.numerics.distance import nats_to_flip
 
 
 def test_divergence_is_per_image_and_in_float64() -> None:
@@ -73,3 +75,34 @@ def test_agreement_is_per_image() -> None:
     a = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     assert top1_agree(a, a.flip(1)).tolist() == [False, False]
     assert top1_agree(a, a * 2).tolist() == [True, True]
+
+
+def test_the_nats_to_flip_are_the_least_that_change_the_class() -> None:
+    """Against a general solver, and against many random outputs of another class."""
+    from scipy.optimize import minimize
+
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        logits = rng.normal(scale=2, size=5)
+        p = np.exp(logits) / np.exp(logits).sum()
+        found = float(nats_to_flip(torch.tensor(logits)[None])[0])
+        top = int(p.argmax())
+        best = min(
+            minimize(
+                lambda z, p=p: float((p * (np.log(p) - (z - np.log(np.exp(z).sum())))).sum()),
+                logits,
+                constraints={"type": "ineq", "fun": lambda z, j=j, top=top: z[j] - z[top]},
+            ).fun
+            for j in range(5)
+            if j != top
+        )
+        assert found == pytest.approx(best, rel=2e-3, abs=1e-6)
+        others = torch.tensor(rng.normal(scale=3, size=(4000, 5)))
+        flipped = others.argmax(1) != top
+        divergence = kl_nats(torch.tensor(logits).expand(4000, 5), others)
+        assert bool((divergence[flipped] >= found).all())
+
+
+def test_an_output_on_the_boundary_needs_no_nats_and_a_sure_one_at_most_ln_2() -> None:
+    found = nats_to_flip(torch.tensor([[3.0, 3.0, 0.0], [1000.0, 0.0, 0.0]]))
+    assert found.tolist() == pytest.approx([0.0, np.log(2)])

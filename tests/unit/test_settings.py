@@ -20,6 +20,7 @@ from vitsense.settings import (
     Part,
     QuantSettings,
     RangeChoice,
+    SweepMode,
     WeightSource,
 )
 
@@ -102,6 +103,9 @@ CHANGES: dict[str, Any] = {
     "group_formats": ("int3",),
     "parts": (Part.WEIGHTS,),
     "quant": QuantSettings(weight_range=RangeChoice.MINMAX, weight_granularity=Granule.TENSOR),
+    "mode": SweepMode.EXACT,
+    "tolerance": 1.0,
+    "confidence": 0.9,
     "batch": 4,
     "seed": 3,
     "strict": True,
@@ -116,8 +120,7 @@ def test_a_changed_setting_is_named(name: str) -> None:
 
 def test_every_setting_is_compared_or_known_to_change_no_number() -> None:
     """A new setting must be thought about here."""
-    # exact is the only mode so far, so a run cannot differ in it
-    assert set(SETTINGS.to_json()) == set(CHANGES) | {"mode", "budget", "device"}
+    assert set(SETTINGS.to_json()) == set(CHANGES) | {"budget", "device"}
     assert replace(SETTINGS, budget="size-mb=5", device="cpu").differing(SETTINGS.to_json()) == []
 
 
@@ -125,3 +128,19 @@ def test_settings_of_an_older_run_that_lack_a_value_differ_in_it() -> None:
     older = SETTINGS.to_json()
     del older["strict"]
     assert SETTINGS.differing(older) == ["strict"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tolerance": 0.0}, "--tolerance is 0.0"),
+        ({"tolerance": 101.0}, "--tolerance is 101.0"),
+        ({"confidence": 1.0}, "--confidence is 1.0"),
+        ({"confidence": 0.2}, "--confidence is 0.2"),
+    ],
+)
+def test_a_tolerance_or_confidence_that_means_nothing_is_refused(
+    change: dict[str, float], message: str
+) -> None:
+    with pytest.raises(UserInputError, match=message):
+        replace(SETTINGS, **change)

@@ -71,8 +71,8 @@ def make_problem(
 
     Args:
         modules: ``modules.csv`` of the model.
-        sensitivity: ``sensitivity.csv`` of the model; only part ``both``
-            and rows with a divergence count.
+        sensitivity: ``sensitivity.csv`` of the model; only part ``both`` and rows with a divergence
+            count. A bounded row counts as much as the narrower one that bounds it.
         total_params: Of the whole model.
         pins: Module -> bits or format; None pins the first and the last module with weights at 8
             bits.
@@ -83,13 +83,19 @@ def make_problem(
         MeasurementError: a module has no measured width.
         SiteMismatchError: a pin or tie names an unknown module.
     """
-    good = sensitivity[sensitivity["status"].isin(RATED) & (sensitivity["part"] == "both")]
+    planable = sensitivity[sensitivity["part"] == "both"]
+    good = planable[planable["status"].isin(RATED)]
     names = list(modules["module"])
     divergence = {}
     for name, rows in good.groupby("module", sort=False):
         divergence[str(name)] = _monotone(
             dict(zip(rows["format"], rows["kl"].astype(float), strict=True))
         )
+    for row in planable[planable["status"] == "bounded"].to_dict("records"):
+        known = divergence.get(row["module"], {})
+        narrower = [f for f in known if format_of(f).bits < row["bits"]]
+        if narrower:
+            known[row["format"]] = known[max(narrower, key=lambda f: format_of(f).bits)]
     missing = [name for name in names if name not in divergence]
     if missing:
         raise MeasurementError(

@@ -212,6 +212,8 @@ def _rows(
 def _cell(form: NumberFormat, row: Mapping[str, Any] | None) -> HeatCell:
     if row is not None and row["status"] == "estimated":
         return _estimated(form, row)
+    if row is not None and row["status"] == "bounded":
+        return _bounded_cell(row)
     if row is None or row["status"] != "measured":
         reason = "it was not measured" if row is None else str(row["reason"])
         return HeatCell(
@@ -235,6 +237,7 @@ def _cell(form: NumberFormat, row: Mapping[str, Any] | None) -> HeatCell:
         detail=(
             f"{number(value, 2)} ({span(low, high, 2)}), {short(kl)} nats "
             f"({short(float(row['kl_low']))} to {short(float(row['kl_high']))})"
+            + (f", {int(row['n'])} images" if row["mode"] == "adaptive" else "")
         ),
         sort=float(f"{kl:.3g}"),
         level=heat_level(kl),
@@ -254,6 +257,21 @@ def _estimated(form: NumberFormat, row: Mapping[str, Any]) -> HeatCell:
         sort=float(f"{kl:.3g}"),
         level=heat_level(kl),
         noise=False,
+    )
+
+
+def _bounded_cell(row: Mapping[str, Any]) -> HeatCell:
+    """A cell that was not looked at: its bounds, marked as such."""
+    drop, kl = row["drop_high"], float(row["kl_high"])
+    most = float(drop) if known(drop) else 100 - float(row["agreement_low"])
+    return HeatCell(
+        bits=int(row["bits"]),
+        label=format_of(str(row["format"])).label,
+        text=f"\u2264{number(most)}",
+        detail=str(row["reason"]),
+        sort=float(f"{kl:.3g}"),
+        level=heat_level(kl),
+        noise=True,
     )
 
 

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from vitsense.formats import FormatLike, format_of
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.sensitivity.ledger import Ledger, Span
 from vitsense.sensitivity.meter import Batch, Meter
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.result import Cell, Measured
 from vitsense.sensitivity.stopping import (
-    EFFORT,
     Judged,
     Rule,
+    effort,
     harmless,
     judge,
     rounds,
@@ -52,7 +53,7 @@ def measure_adaptive(
     read: ReadImages,
     doubt: NDArray[np.float64],
     *,
-    bits: Sequence[int],
+    bits: Sequence[FormatLike],
     parts: Sequence[Part] = (Part.BOTH,),
     rule: Rule | None = None,
     ledger: Ledger | None = None,
@@ -69,7 +70,7 @@ def measure_adaptive(
         quantizers: Its grids.
         read: Opens evaluation images.
         doubt: `nats_to_flip` of every evaluation image; see `vitsense.sensitivity.doubt`.
-        bits: Widths.
+        bits: Widths, or names of formats.
         parts: What is quantized.
         rule: Tolerance, confidence and seed.
         ledger: What earlier, interrupted work already measured, and where new results are kept.
@@ -113,13 +114,13 @@ class _Sweep:
         totals = rounds(self.strata.images)
         active = self._first_round(totals[0])
         cells = sum(map(len, self.wanted.values()))
-        left = EFFORT * cells * self.strata.images - len(active) * totals[0]
+        left = effort(cells, self.strata.images) - len(active) * totals[0]
         for before, after in zip(totals, totals[1:], strict=False):
             if not active:
                 return
             judged = self.judged(list(self.counts), self.rule.confidence)
             ranked = undecided(judged, active, self.catalog, self.rule, planned)
-            ranked = ranked[: max(int(left // (after - before)), 0)]
+            ranked = ranked[: max(left // (after - before), 0)]
             left -= len(ranked) * (after - before)
             chosen = set(ranked)
             active = [cell for cell in active if cell in chosen]
@@ -133,14 +134,15 @@ class _Sweep:
         for width in widths:
             now = [c for c in everything if c.bits == width]
             for cell in now:
-                if (cell.module, cell.part) in stopped:
-                    self.bounds[cell] = stopped[cell.module, cell.part]
+                narrow = stopped.get((cell.module, cell.part))
+                if narrow is not None and format_of(cell.format).is_integer:
+                    self.bounds[cell] = narrow
             now = [c for c in now if c not in self.bounds]
             self._look(now, 0, total)
             if now and width != widths[-1]:
                 judged = self.judged(now, self.rule.confidence)
                 for cell, good in zip(now, harmless(judged, self.rule), strict=True):
-                    if good:
+                    if good and format_of(cell.format).is_integer:
                         stopped[cell.module, cell.part] = cell
         return [cell for cell in everything if cell not in self.bounds]
 
@@ -153,7 +155,8 @@ class _Sweep:
         for cell in active:
             by_module.setdefault(cell.module, []).append(cell)
         images = sum(map(len, spans))
-        self.progress.start(images * len(by_module), f"{len(active)} cells, images to {after}")
+        label = f"sensitivity, {len(active)} cells, images to {after}"
+        self.progress.start(images * len(by_module), label)
         self.meter.measure(spans, self._batch, by_module)
         for cell in active:
             self.counts[cell] = counts

@@ -80,10 +80,9 @@ def _negligible(regret: Array, limit: float) -> NDArray[np.bool_]:
 def _prices(kl: Array, cost: Array) -> Array:
     """Prices between the flattest and the steepest exchange of bits for divergence."""
     order = np.argsort(cost[0])
-    gain = -np.diff(kl[:, order], axis=1)
     steps = np.diff(cost[:, order], axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        slopes = (gain / steps).ravel()
+        slopes = (-np.diff(kl[:, order], axis=1) / steps).ravel()
     slopes = slopes[np.isfinite(slopes) & (slopes > 0)]
     if not len(slopes):
         return np.zeros(0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vitsense.formats import format_of
 from vitsense.sensitivity import sequential
 from vitsense.sensitivity.ledger import Ledger, Span
 from vitsense.sensitivity.relevance import deciding
@@ -20,8 +21,8 @@ from vitsense.sites import SiteCatalog
 FIRST_ROUND = 32
 """Images of the first round; every round doubles what was seen."""
 
-EFFORT = 0.1
-"""Share of all cells x images that rounds may take; a cell costs half a pass or less by replay."""
+EFFORT, EFFORT_IMAGES = 0.1, 100
+"""What all rounds may take on average: this share of the images, or so many images, per cell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,11 @@ def rounds(images: int) -> list[int]:
         found.append(total)
         total *= 2
     return [*found, images]
+
+
+def effort(cells: int, images: int) -> int:
+    """Cells times images that all rounds may take together."""
+    return int(cells * max(EFFORT * images, min(EFFORT_IMAGES, images)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,24 +124,26 @@ def _plan_value(judged: Judged, catalog: SiteCatalog, rule: Rule, part: Part) ->
     """What each cell contributes to the regret of plans; weights and products are two budgets."""
     value = np.zeros(len(judged.cells))
     mine = [(i, c) for i, c in enumerate(judged.cells) if c.part is part]
-    widths = sorted({c.bits for _, c in mine})
+    formats = sorted({c.format for _, c in mine}, key=lambda f: (format_of(f).bits, f))
+    bits = np.array([format_of(name).effective_bits for name in formats])
     with np.errstate(divide="ignore", invalid="ignore"):
         error = np.log(judged.kl.high / judged.kl.value) / sequential.UPWARDS / 3.0
     error = np.nan_to_num(error, nan=0.0, posinf=3.0)
+    value_of = np.nan_to_num(judged.kl.value, nan=np.inf)  # not finite: never a choice
     for weighted in (True, False):
         modules = [m for m in catalog if (m.params > 0) is weighted]
         places = {m.name: row for row, m in enumerate(modules)}
-        kl = np.full((len(modules), len(widths)), np.inf)
+        kl = np.full((len(modules), len(formats)), np.inf)
         spread, index = np.zeros_like(kl), np.full(kl.shape, -1)
         for i, cell in mine:
             if cell.module in places:
-                where = places[cell.module], widths.index(cell.bits)
-                kl[where], spread[where], index[where] = judged.kl.value[i], error[i], i
+                where = places[cell.module], formats.index(cell.format)
+                kl[where], spread[where], index[where] = value_of[i], error[i], i
         rows = np.isfinite(kl).any(axis=1)
-        if len(widths) < 2 or not rows.any():
+        if len(formats) < 2 or not rows.any():
             continue
         size = np.array([m.params if weighted else m.macs for m in modules], dtype=float)[rows]
-        found = deciding(kl[rows], spread[rows], np.array(widths, dtype=float), size, rule.seed)
+        found = deciding(kl[rows], spread[rows], bits, size, rule.seed)
         known = index[rows] >= 0
         value[index[rows][known]] = found[known]
     return value
