@@ -138,9 +138,6 @@ def test_a_harmless_narrow_format_bounds_the_wider_ones(setting) -> None:
     merged = found[found["bits"] > 2].merge(narrow, on="module", suffixes=("", "_narrow"))
     wide = merged[merged["status"] == Status.BOUNDED.value]
     assert len(wide) > 10
-    assert (wide["kl_high_narrow"] <= 2.0).all()  # 2 x (100 %) squared
-    restless = merged[merged["kl_high_narrow"] > 2.0]
-    assert set(restless[restless["bits"] == 4]["status"]) <= {Status.MEASURED.value}
     for name in ("n", "drop", "kl", "agreement", "drop_low", "kl_low"):
         assert wide[name].isna().all(), name  # never a made-up zero
     assert (wide["kl_high"] == wide["kl_high_narrow"]).all()
