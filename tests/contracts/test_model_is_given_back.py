@@ -11,6 +11,8 @@ from small_models import BUILDERS, RaisesOnCall, WithFrozenNorm, images
 
 from vitsense.discover import find_sites
 from vitsense.observe import ReplaySession, observing
+from vitsense.plan.plan import ModulePlan, Plan
+from vitsense.qat.prepare import convert, prepare_qat
 from vitsense.sensitivity.fisher import estimate_fisher
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.sweep import measure_exact, measure_joint
@@ -86,12 +88,23 @@ def do_estimate(model, catalog, quantizers) -> None:
     estimate_fisher(model, catalog, quantizers, batches(), bits=(8, 3))
 
 
+def do_qat(model, catalog, quantizers) -> None:
+    plan = Plan(modules=tuple(ModulePlan(name=m.name, bits=4) for m in catalog))
+    quantized = prepare_qat(model, plan, calibration=[images(2)]).eval()  # draws no numbers
+    quantized(images(2)).sum().backward()
+    with torch.no_grad():
+        for parameter in quantized.parameters():
+            parameter.add_(1.0)
+    convert(quantized)
+
+
 METHODS: dict[str, Callable[..., None]] = {
     "find_sites": do_find,
     "collect_statistics": do_collect,
     "measure_exact": do_exact,
     "measure_joint": do_joint,
     "estimate_fisher": do_estimate,
+    "prepare_qat": do_qat,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import timm
 import torch
 from small_models import BUILDERS, images
 from torch import nn
@@ -16,6 +17,32 @@ from vitsense.plan.plan import ModulePlan, Plan
 from vitsense.qat.prepare import QuantizedModel, convert, prepare_qat, restore_qat
 from vitsense.qat.settings import Offsets, QatSettings, StepGradient, WeightMethod
 from vitsense.settings import Granule
+
+
+def _convnext() -> nn.Module:
+    from timm.models.convnext import ConvNeXt
+
+    return ConvNeXt(depths=(1, 1, 1, 1), dims=(8, 16, 16, 16), num_classes=10, ls_init_value=None)
+
+
+def _levit() -> nn.Module:
+    from timm.models.levit import Levit
+
+    return Levit(
+        img_size=64,
+        embed_dim=(16, 32, 48),
+        key_dim=8,
+        num_heads=(2, 2, 2),
+        depth=(1, 1, 1),
+        num_classes=10,
+    )
+
+
+OTHERS = {
+    "convnext": (_convnext, 32),
+    "mobilenet": (lambda: timm.create_model("mobilenetv3_small_050", num_classes=10), 32),
+    "levit": (_levit, 64),
+}
 
 
 def plan_for(model: nn.Module, bits: int = 4) -> Plan:
@@ -41,11 +68,9 @@ SETTINGS = {
     "statsq": QatSettings(weights=WeightMethod.STATISTIC, step_gradient=StepGradient.LSQ),
     "lsq+": QatSettings(offsets=Offsets.ALWAYS, step_gradient=StepGradient.LSQ),
 }
-every_family = pytest.mark.parametrize("family", BUILDERS)
-every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 
 
-@every_family
+@pytest.mark.parametrize("family", BUILDERS)
 def test_every_site_has_a_quantizer_of_the_planned_width(family: str) -> None:
     model = BUILDERS[family]()
     quantized = prepared(model, bits=3)
@@ -56,31 +81,46 @@ def test_every_site_has_a_quantizer_of_the_planned_width(family: str) -> None:
     assert quantized.quantizers[catalog.sites[-1].id].bits == 8
 
 
-@every_setting
-@every_family
-def test_convert_agrees_in_every_bit(family: str, settings: QatSettings) -> None:
-    quantized = prepared(BUILDERS[family](), settings).eval()
-    fixed = convert(quantized)
-    with torch.no_grad():
-        assert torch.equal(fixed(images(3)), quantized(images(3)))
-
-
-@every_setting
-@every_family
-def test_gradients_reach_every_parameter(family: str, settings: QatSettings) -> None:
-    quantized = prepared(BUILDERS[family](), settings).train()
-    quantized(images(4)).square().sum().backward()
+def check_forward_backward_and_convert(quantized: QuantizedModel, size: int = 32) -> None:
+    """Gradients reach every parameter, and the fixed grid gives the same logits in every bit."""
+    quantized.train()(images(4, size)).square().sum().backward()
     missing = [
         name
         for name, p in quantized.named_parameters()
         if p.grad is None or not bool(p.grad.isfinite().all())
     ]
     assert missing == []
+    quantized.eval()
+    fixed = convert(quantized)
+    with torch.no_grad():
+        assert torch.equal(fixed(images(3, size)), quantized(images(3, size)))
 
 
-@every_family
-def test_a_copy_and_a_restored_state_compute_the_same(family: str) -> None:
-    model = BUILDERS[family]()
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [*(("vit", name) for name in SETTINGS), ("swin", "per head"), ("resnet", "default")],
+)
+def test_it_trains_and_converts_without_a_change(family: str, setting: str) -> None:
+    check_forward_backward_and_convert(prepared(BUILDERS[family](), SETTINGS[setting]))
+
+
+@pytest.mark.parametrize("family", ["convnext", "mobilenet", "levit"])
+def test_more_families_train_and_convert(family: str) -> None:
+    model, size = OTHERS[family]
+    made = model().eval()
+    catalog = find_sites(made, images(1, size))
+    plan = Plan(modules=tuple(ModulePlan(name=m.name, bits=4) for m in catalog))
+    quantized = prepare_qat(made, plan, calibration=[images(4, size)])
+    assert len(quantized.quantizers) == len(catalog.sites)
+    if family == "levit":  # q, k and v of a head lie side by side
+        assert any(
+            m.channels and m.channels[-1] - m.channels[0] >= len(m.channels) for m in catalog
+        )
+    check_forward_backward_and_convert(quantized, size)
+
+
+def test_a_copy_and_a_restored_state_compute_the_same() -> None:
+    model = BUILDERS["vit"]()
     settings = SETTINGS["per head"]
     quantized = prepared(model, settings).eval()
     with torch.no_grad():
@@ -99,9 +139,8 @@ def test_a_copy_and_a_restored_state_compute_the_same(family: str) -> None:
         assert torch.equal(quantized(images(2)), expected)
 
 
-@every_family
-def test_the_float_model_is_the_given_one(family: str) -> None:
-    model = BUILDERS[family]()
+def test_the_float_model_is_the_given_one() -> None:
+    model = BUILDERS["resnet"]()
     plain = prepared(model).float_model()
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in plain.modules())
     with torch.no_grad():
@@ -211,7 +250,7 @@ def kept_bytes(model: nn.Module) -> int:
     return sum(sizes.values())
 
 
-@every_family
+@pytest.mark.parametrize("family", ["vit", "swin"])
 def test_no_second_copy_is_kept_for_the_backward_pass(family: str) -> None:
     model = BUILDERS[family]().train()
     quantized = prepared(model).train()
@@ -235,3 +274,57 @@ def test_one_step_for_the_common_input_of_q_k_and_v() -> None:
         image=images(1),
     )
     assert len({id(restored.quantizers[name]) for name in names}) == 1
+
+
+def test_gradient_checkpointing_is_refused() -> None:
+    model = BUILDERS["vit"]()
+    plan = plan_for(model)
+    model.set_grad_checkpointing(True)
+    with pytest.raises(UserInputError, match="checkpointing"):
+        prepare_qat(model, plan, calibration=[images(2)])
+
+
+def test_mixed_precision_follows_single_precision() -> None:
+    quantized = prepared(BUILDERS["swin"](), bits=8)  # in eval mode: no random depth
+    found = []
+    for mixed in (False, True):
+        quantized.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = quantized(images(4)).float().square().sum()
+        loss.backward()
+        weights = [p.grad.flatten() for p in quantized.weight_parameters() if p.grad is not None]
+        found.append(torch.cat(weights))
+    similarity = torch.nn.functional.cosine_similarity(found[0], found[1], dim=0)
+    assert float(similarity) > 0.98
+
+
+class OneAttention(nn.Module):
+    """The smallest model with a fused projection and an attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(12, 36)
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2).unflatten(2, (-1, 4)).mean(3).transpose(1, 2).repeat(1, 1, 4)
+        qkv = self.qkv(tokens).unflatten(2, (3, 2, 6)).permute(2, 0, 3, 1, 4)
+        mixed = torch.nn.functional.scaled_dot_product_attention(*qkv.unbind(0))
+        return self.head(mixed.transpose(1, 2).flatten(2).mean(1))
+
+
+def test_it_compiles_to_one_graph_and_gives_the_same() -> None:
+    torch.manual_seed(0)
+    model, x = OneAttention().eval(), images(3, 8)
+    catalog = find_sites(model, x[:1])
+    assert [m.name for m in catalog][:3] == ["qkv.q", "qkv.k", "qkv.v"]
+    plan = Plan(modules=tuple(ModulePlan(name=m.name, bits=4) for m in catalog))
+    eager = prepare_qat(model, plan, calibration=[x]).train()
+    twin = copy.deepcopy(eager)
+    compiled = torch.compile(twin, backend="eager", fullgraph=True)
+    expected, result = eager(x), compiled(x)
+    torch.testing.assert_close(result, expected)
+    expected.square().sum().backward()
+    result.square().sum().backward()
+    for a, b in zip(eager.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6)

@@ -286,7 +286,7 @@ class _Attention(torch.autograd.Function):
             )
             found.append(results)
             if part is not None and ctx.needs_input_grad[3]:
-                of_masks.append(of_scores.sum_to_size(part.shape))
+                of_masks.append(of_scores.sum_to_size(part.shape).to(part.dtype))
         of_query, of_key, of_probs, of_value = (
             _over_turns(parts) for parts in zip(*found, strict=True)
         )
@@ -324,7 +324,9 @@ def _grids(flat: list[Tensor | None], rules: tuple[Rounding | None, ...]) -> _Gr
 def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """softmax(q·kᵀ·scale + mask), `(B, H, N, M)`."""
     scores = _scaled_product(q, k.transpose(-2, -1), scale)
-    return (scores if mask is None else scores.add_(mask)).softmax(-1)
+    scores = scores if mask is None else scores.add_(mask)
+    # in mixed precision, too, probabilities are computed in single precision
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def _scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
@@ -348,11 +350,12 @@ def _attention_back(
     q, k, v = _on(query, qg), _on(key, kg), _on(value, vg)
     probs = _probabilities(q.to(kind), k.to(kind), mask, scale)
     levels = _on(probs, pg)
-    of_value = _back(levels.transpose(-2, -1) @ grad, value, v, vg)
+    of_value = _back(levels.to(kind).transpose(-2, -1) @ grad, value, v, vg)
     of_probs = _back(grad @ v.to(kind).transpose(-2, -1), probs, levels, pg)
     of_scores = torch._softmax_backward_data(of_probs[0], probs, -1, probs.dtype)
-    of_query = _back(_scaled_product(of_scores, k.to(kind), scale), query, q, qg)
-    of_key = _back(_scaled_product(of_scores.transpose(-2, -1), q.to(kind), scale), key, k, kg)
+    rough = of_scores.to(kind)
+    of_query = _back(_scaled_product(rough, k.to(kind), scale), query, q, qg)
+    of_key = _back(_scaled_product(rough.transpose(-2, -1), q.to(kind), scale), key, k, kg)
     return (of_query, of_key, of_probs, of_value), of_scores
 
 

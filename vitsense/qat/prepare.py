@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitsense.checkpoints import weights_digest
 from vitsense.discover import find_sites
-from vitsense.errors import MeasurementError, SiteMismatchError
+from vitsense.errors import MeasurementError, SiteMismatchError, UserInputError
 from vitsense.numerics.grid import Format
 from vitsense.observe.lasting import Intercepted
 from vitsense.plan.plan import ModulePlan, Plan
@@ -134,6 +134,7 @@ def prepare_qat(
         SiteMismatchError: the plan names a module that the model lacks, or was made for other
             weights or another architecture.
         MeasurementError: there are no calibration images, or the model gives no logits.
+        UserInputError: a format is unknown, or the model has gradient checkpointing turned on.
     """
     batches = [batch for batch in calibration if len(batch)]
     if not batches:
@@ -210,6 +211,13 @@ def _prepared(
     state: Mapping[str, Tensor] | None,
 ) -> QuantizedModel:
     """The prepared model, its activations from the batches or, where given, from a state."""
+    again = [name for name, m in model.named_modules() if getattr(m, "grad_checkpointing", False)]
+    if again:
+        raise UserInputError(
+            f"Gradient checkpointing is on in {again[0] or 'the model'}: it would compute blocks "
+            "again without their quantizers. Turn it off (set_grad_checkpointing(False)); "
+            "prepared models keep no more for the backward pass than full precision does."
+        )
     catalog = find_sites(model, batches[0][:1])
     _check(plan, catalog, model)
     settings = _settled(settings, plan)
