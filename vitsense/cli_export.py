@@ -13,7 +13,8 @@ from vitsense.progress import NO_PROGRESS, Progress, ProgressStyle, make_progres
 if TYPE_CHECKING:
     from vitsense.export.source import ExportSource
 
-FORMATS = ("onnx", "safetensors")
+TOOLS = ("torchao", "modelopt", "onnxruntime", "aimet")
+FORMATS = ("onnx", "safetensors", *TOOLS)
 
 
 @click.command(
@@ -79,6 +80,8 @@ def export(
       onnx           QuantizeLinear and DequantizeLinear around integers; the file is run by
                      onnxruntime and compared with the torch model on held-back images
       safetensors    packed integer codes, scales, ranges and the plan, in one file
+      torchao, modelopt, onnxruntime, aimet
+                     the plan as that tool's configuration
     """
     progress = NO_PROGRESS if quiet else make_progress(ProgressStyle.AUTO)
     try:
@@ -119,6 +122,10 @@ def _exported(
         from vitsense.export.packed_file import export_packed
 
         return export_packed(source, out)
+    if form in TOOLS:
+        from vitsense.export.configs import export_config
+
+        return export_config(source, form, out, fallback=options["fallback"])
     from vitsense.export.onnx_file import OnnxOptions, export_onnx
 
     return export_onnx(source, out, OnnxOptions(**options), progress=progress)
@@ -166,4 +173,17 @@ def _emit_onnx(entry: dict[str, Any]) -> None:
         say(f"Warning: {what}; export.json says where the difference begins.")
 
 
-_SHOW = {"safetensors": _emit_packed, "onnx": _emit_onnx}
+def _emit_config(entry: dict[str, Any]) -> None:
+    emit(f"{entry['model']}: {entry['file']}, {len(entry['layers'])} layers")
+    emit(f"  {entry['use']}")
+    if entry["changes"]:
+        emit(f"  {len(entry['changes'])} changes, all in export.json; the first:")
+        for change in entry["changes"][:5]:
+            emit(f"    {change['module']}: {change['what']}")
+
+
+_SHOW = {
+    "safetensors": _emit_packed,
+    "onnx": _emit_onnx,
+    **dict.fromkeys(TOOLS, _emit_config),
+}

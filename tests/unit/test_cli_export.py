@@ -133,3 +133,17 @@ def test_without_the_extra_the_hint_comes_before_any_work(
     err = capsys.readouterr().err
     assert "pip install" in err
     assert "calibrating" not in err
+
+
+def test_a_configuration_is_written_and_losses_must_be_wanted(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["export", str(run), "--format", "modelopt", "--json"]) == 0
+    entry = _exported(capsys)
+    made = json.loads((run / entry["file"]).read_text())
+    assert len(made["quant_cfg"]) == 1 + 2 * len(entry["layers"])
+    assert entry["changes"] == []
+    assert cli.run(["export", str(run), "--format", "torchao"]) == 2
+    assert "torchao cannot express" in capsys.readouterr().err
+    assert cli.run(["export", str(run), "--format", "torchao", "--fallback"]) == 0
+    assert "does not quantize convolutions" in capsys.readouterr().out
