@@ -59,6 +59,17 @@ def test_a_run_leaves_complete_tables(finished: RunFolder) -> None:
     assert record["verdict"]
 
 
+def test_the_drop_of_plans_is_predicted_from_plans(finished: RunFolder) -> None:
+    """8 bits lose nothing, 2 bits everything: only the random plans between tell how it rises."""
+    model = finished.read_run()["models"][0]["drop_model"]
+    assert model["basis"] == "plans"
+    joint = finished.table("joint").set_index("plan")
+    for name in ("random-1", "random-2", "random-3"):
+        row = joint.loc[name]
+        assert row["predicted_low"] <= row["drop_high"]
+        assert row["predicted_high"] >= row["drop_low"]
+
+
 def test_the_plan_keeps_its_budget_and_names_every_module(finished: RunFolder) -> None:
     plan = Plan.load(finished.plan_path())
     assert plan.cost is not None
