@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from vitsense.plan.make import make_plan
 from vitsense.plan.plan import Plan
 from vitsense.plan.predict import DropModel, fit_drop_model
 from vitsense.plan.solve import (
+    PIN_BITS,
     Assignment,
     Problem,
     assignment_of,
@@ -89,8 +90,8 @@ def plan_and_measure(
         np.array(list(sums.values()), dtype=np.float64),
         ceiling,
     )
+    problem, recommended, note = recommend(problem, budget, curve)
     front = pareto(problem, curve)
-    recommended, note = _recommended(problem, budget, curve)
     extra: dict[str, Mapping[str, FormatLike]] = {"recommended": recommended.formats}
     for value in (3.0, 5.0, 6.0):
         near = [a for a in front if abs(a.cost.avg_bits - value) < 0.3]
@@ -126,15 +127,31 @@ def plan_and_measure(
     )
 
 
-def _recommended(problem: Problem, budget: Budget, curve: DropModel) -> tuple[Assignment, str]:
-    """The plan of the budget, or of the narrowest widths with a note where it cannot be met.
+def recommend(
+    problem: Problem, budget: Budget, curve: DropModel
+) -> tuple[Problem, Assignment, str]:
+    """The plan of the budget, the problem it solves, and a note where the budget was too small.
 
-    Hours of measuring must not end in an error about the budget.
+    Hours of measuring must not end in an error about the budget. The first and the last weights
+    are free where 8 bits for them leave too little (a classifier may be half of a small model);
+    where even that does not help, every module gets its narrowest width.
     """
     try:
-        return solve(problem, budget, curve), ""
+        return problem, solve(problem, budget, curve), ""
     except UserInputError as error:
-        return narrowest(problem, curve), f"{error} The plan has the narrowest widths instead."
+        reason = str(error)
+    free = replace(problem, pins={})
+    try:
+        solved = solve(free, budget, curve)
+    except UserInputError:
+        note = f"{reason} The plan has the narrowest widths instead."
+        return problem, narrowest(problem, curve), note
+    return (
+        free,
+        solved,
+        f"The budget {budget.text} cannot be met with the first and the last weights at "
+        f"{PIN_BITS} bits; their bits were chosen like all others.",
+    )
 
 
 def _predicted(assignment: Assignment) -> dict[str, float]:

@@ -38,21 +38,27 @@ def verdict(
         if name in plans.index:
             lines.append(f"{model}: {words} {loss_text(plans.loc[name])}.")
     if "recommended" in plans.index:
-        row = plans.loc["recommended"]
-        lines.append(
-            f"{model}: the recommended plan ({row['avg_bits']:.2f} bits on average, "
-            f"{row['size_mb']:.2f} MB) {loss_text(row)}."
-        )
+        chosen = plans.loc["recommended"]
+        lines.append(f"{model}: the recommended plan {_of_plan(chosen)}.")
+        lines += [
+            f"{model}: with more bits, a plan {_of_plan(row)}."
+            for name, row in plans.iterrows()
+            if str(name).startswith("pareto-") and row["avg_bits"] > chosen["avg_bits"] + 0.3
+        ]
     worst = worst_modules(sensitivity)
     if worst is not None:
         names, share, form = worst
-        how = "estimated " if (sensitivity["status"] == "estimated").any() else ""
+        how = "estimated" if (sensitivity["status"] == "estimated").any() else "summed"
         lines.append(
-            f"{model}: {len(names)} modules cause {share:.0f} % of the {how}divergence at "
+            f"{model}: {len(names)} modules cause {share:.0f} % of the {how or 'summed '}divergence at "
             f"{form.words}: "
             f"{', '.join(names)}."
         )
     return lines
+
+
+def _of_plan(row: Mapping[str, Any]) -> str:
+    return f"({row['avg_bits']:.2f} bits on average, {row['size_mb']:.2f} MB) {loss_text(row)}"
 
 
 def loss_text(row: Mapping[str, Any]) -> str:

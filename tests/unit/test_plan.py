@@ -24,7 +24,7 @@ from vitsense.plan.budget import Budget
 from vitsense.plan.cost import cost_of
 from vitsense.plan.make import make_plan, tie_groups
 from vitsense.plan.plan import ModulePlan, Plan
-from vitsense.plan.predict import fit_drop_model
+from vitsense.plan.predict import DropModel, fit_drop_model
 from vitsense.plan.solve import make_problem, solve
 from vitsense.settings import ALLOWED_BITS
 
@@ -274,3 +274,26 @@ def test_tie_groups() -> None:
     )
     assert tie_groups(modules, "qkv") == [["a.qkv.q", "a.qkv.k", "a.qkv.v"]]
     assert tie_groups(modules, "block") == [["a.qkv.q", "a.qkv.k", "a.qkv.v"]]
+
+
+def test_a_large_classifier_is_unpinned_where_8_bits_for_it_leave_too_little() -> None:
+    """Half of a small model may be its classifier: the rest at 2 bits would destroy it."""
+    from vitsense.analyze_plans import recommend
+
+    modules = modules_table(6)
+    modules.loc[5, "params"] = 4 * int(modules["params"].iloc[:5].sum())
+    problem = make_problem(modules, sensitivity_table(modules), 10**6)
+    curve = DropModel(ceiling=90, log_c=3.0, exponent=1.0, scatter=0.2, points=5, basis="plans")
+    budget = Budget.parse("avg-bits=4")
+    with pytest.raises(UserInputError, match="cannot be met"):
+        solve(problem, budget, curve)
+    solved, plan, note = recommend(problem, budget, curve)
+    assert solved.pins == {}
+    assert plan.cost.avg_bits <= 4 + 1e-6
+    assert "first and the last weights" in note
+
+    hopeless = Budget.parse("avg-bits=1.5")
+    solved, plan, note = recommend(problem, hopeless, curve)
+    assert solved is problem
+    assert "narrowest" in note
+    assert recommend(problem, Budget.parse("avg-bits=7.9"), curve)[2] == ""
