@@ -50,7 +50,7 @@ def verdict(
         names, share, form = worst
         how = "estimated" if (sensitivity["status"] == "estimated").any() else "summed"
         lines.append(
-            f"{model}: {len(names)} modules cause {share:.0f} % of the {how or 'summed '}divergence at "
+            f"{model}: {len(names)} modules cause {share:.0f} % of the {how} divergence at "
             f"{form.words}: "
             f"{', '.join(names)}."
         )
