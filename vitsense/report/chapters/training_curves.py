@@ -137,7 +137,7 @@ def _oscillation(folder: TrainingFolder, slug: str, number: int) -> Chart | None
     lines += [
         Series(name=name, x=x, y=tuple(100 * row["share"][name] for row in rows), colour=number)
         for name in worst
-        if last[name] > 0
+        if last[name] > 0.1 * last[worst[0]]  # labels of lines at the bottom would overlap
     ]
     total = 100 * rows[-1]["all"]
     said = ", ".join(f"{name} {100 * last[name]:.2f} %" for name in worst)
@@ -232,6 +232,7 @@ def _density(stored: Mapping[str, NDArray[Any]], moment: str, module: str, colou
     edges, counts = stored[f"{moment}|{module}|edges"], stored[f"{moment}|{module}|counts"]
     middle = (edges[:-1] + edges[1:]) / 2
     share = 100 * counts / max(int(counts.sum()), 1)
+    middle, share = middle[1:-1], share[1:-1]  # the outermost bins hold all that lies beyond
     name = "before" if moment == "begin" else "after"
     x, y = (tuple(float(v) for v in values) for values in (middle, share))
     return Series(name=name, x=x, y=y, colour=colour)
