@@ -83,13 +83,7 @@ def plan_and_measure(
     chance = 100.0 / model.num_classes
     first = next(iter(outcomes.values()))
     ceiling = max(first.fp_top1.value - chance, 1.0) if first.fp_top1 is not None else 100.0
-    sums = {name: summed_divergence(problem, bits) for name, bits in choices.items()}
-    curve = fit_drop_model(
-        planable[planable["status"] == "measured"],
-        framed("joint", model.key, [_outcome_row(name, o) for name, o in outcomes.items()]),
-        np.array(list(sums.values()), dtype=np.float64),
-        ceiling,
-    )
+    curve = _fitted(planable, problem, choices, outcomes, ceiling)
     problem, recommended, note = recommend(problem, budget, curve)
     front = pareto(problem, curve)
     extra: dict[str, Mapping[str, FormatLike]] = {"recommended": recommended.formats}
@@ -105,6 +99,9 @@ def plan_and_measure(
         for name, bits in plans.items()
     ]
     joint = framed("joint", model.key, rows)
+    # what was measured since makes the front, and plans solved later, better than these predictions
+    curve = _fitted(planable, problem, plans, outcomes, ceiling)
+    front = [assignment_of(problem, point.formats, curve) for point in front]
     return Planned(
         problem=problem,
         drop_model=curve,
@@ -124,6 +121,21 @@ def plan_and_measure(
                 for name, form in a.formats.items()
             ],
         ),
+    )
+
+
+def _fitted(
+    planable: pd.DataFrame,
+    problem: Problem,
+    plans: Mapping[str, Mapping[str, FormatLike]],
+    outcomes: Mapping[str, Outcome],
+    ceiling: float,
+) -> DropModel:
+    return fit_drop_model(
+        planable[planable["status"] == "measured"],
+        pd.DataFrame([_outcome_row(name, outcomes[name]) for name in plans]),
+        np.array([summed_divergence(problem, bits) for bits in plans.values()], dtype=np.float64),
+        ceiling,
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,7 @@ from vitsense.plan.budget import Budget
 from vitsense.plan.cost import cost_of
 from vitsense.plan.make import make_plan, tie_groups
 from vitsense.plan.plan import ModulePlan, Plan
-from vitsense.plan.predict import DropModel, fit_drop_model
+from vitsense.plan.predict import DropModel, fit_drop_model, through
 from vitsense.plan.solve import make_problem, solve
 from vitsense.settings import ALLOWED_BITS
 
@@ -164,6 +165,7 @@ def test_the_curve_recovers_what_made_the_data() -> None:
     truth = 80 * (1 - np.exp(-30 * sums**1.3 / 80))
     joint = pd.DataFrame(
         {
+            "kl": sums,
             "drop": truth,
             "drop_low": truth * 0.99,
             "drop_high": truth * 1.01,
@@ -182,6 +184,51 @@ def test_the_curve_recovers_what_made_the_data() -> None:
         assert curve.kl_at(found.drop) == pytest.approx(kl, rel=1e-6)
     assert curve.predict(0).drop == 0
     assert curve.predict(1e9).drop <= 80
+
+
+def _measured_plans(together: Any, loss: Any) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"kl": together, "drop": loss, "drop_low": loss - 1.0, "drop_high": loss + 1.0}
+    )
+
+
+def test_errors_that_reinforce_each_other_are_learned_from_measured_plans() -> None:
+    sums = np.array([0.01, 0.1, 0.5, 1.0])
+    together = sums * (1 + 3 * sums)
+    plans = _measured_plans(together, 60 * (1 - np.exp(-together)))
+    none = sensitivity_table(modules_table()).iloc[:0]
+    curve = fit_drop_model(none, plans, sums, ceiling=60.0)
+    for kl, joint, loss in zip(sums, together, plans["drop"], strict=True):
+        assert np.exp(through(curve.knots, np.log(kl))) == pytest.approx(joint, rel=1e-6)
+        assert curve.predict(kl).drop == pytest.approx(loss, rel=0.05)
+        assert curve.kl_at(curve.predict(kl).drop) == pytest.approx(kl, rel=1e-6)
+    # between plans near the truth, and covered; beyond them with the nearest plan's ratio
+    found = curve.predict(0.25)
+    assert found.low < 60 * (1 - np.exp(-0.25 * 1.75)) < found.high
+    assert np.exp(through(curve.knots, np.log(0.001))) == pytest.approx(0.00103, rel=1e-6)
+
+
+def test_one_plan_that_broke_is_not_overlooked() -> None:
+    """At four bits everything together lost 64 points where the modules alone lose next to none."""
+    cells = sensitivity_table(modules_table())
+    cells[["drop", "drop_low", "drop_high"]] = [0.4, -2.0, 2.8]
+    plans = _measured_plans(np.array([0.007, 3.5, 5.4]), np.array([0.0, 64.0, 82.7]))
+    sums = np.array([0.0075, 0.77, 1.83])
+    curve = fit_drop_model(cells, plans, sums, ceiling=82.7)
+    found = curve.predict(0.64)
+    assert found.low < 65 < found.high
+    assert found.drop > 40
+
+
+def test_plans_in_the_wrong_order_still_give_a_rising_curve() -> None:
+    sums = np.array([0.1, 0.2, 0.2, 0.4])
+    plans = _measured_plans(np.array([0.3, 0.2, 0.5, 0.4]), np.array([9.0, 6.0, 15.0, 12.0]))
+    none = sensitivity_table(modules_table()).iloc[:0]
+    curve = fit_drop_model(none, plans, sums, ceiling=80.0)
+    drops = [curve.predict(kl).drop for kl in np.geomspace(0.01, 4, 50)]
+    assert drops == sorted(drops)
+    assert curve.joint_scatter > 0.2
+    assert DropModel(**json.loads(json.dumps(asdict(curve)))) == curve
 
 
 def test_without_plans_the_curve_comes_from_modules() -> None:

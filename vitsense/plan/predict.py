@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from numpy.typing import NDArray
 
     _Logs = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 _Z = 1.96
+_NO_POINTS = (np.empty(0), np.empty(0), np.empty(0))
 _LEAST_SCATTER = 0.2  # nobody's curve is known better than within 20 %
 _UNKNOWN_SCATTER = 1.0  # with too few informative points: a factor of 7 either way
+_FEW_PLANS_SCATTER = 0.5  # too few plans to see how far one lies from its neighbours
 _ENOUGH = 2
+_NARROW = 0.1  # points this close in log divergence say nothing about the slope
+_MEANS = ("kl", "drop", "drop_low", "drop_high", "agreement", "agreement_low", "agreement_high")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,23 +40,36 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DropModel:
-    """drop = A·(1 - exp(-c·K^g / A)), where K is the sum of the modules' divergences.
+    """Two steps: the divergence J of the whole plan from the sum K of its modules', then the drop.
 
-    A is what can be lost (full-precision accuracy minus chance). For small K the drop is c·K^g;
-    divergences of single modules do not simply add up, which is what the exponent g is for. c and g
-    are fitted in the logarithm to whole plans that were measured (uniform widths) and the mean of
-    the single modules; with fewer than two informative plans, g = 1 and c is the modules'. The
-    interval is the scatter of the fitted points about the curve (95 %), not only the error of the
-    fit.
+    J(K) goes through the whole plans that were measured (``knots``), straight between them in the
+    logarithms and with the nearest plan's ratio J/K beyond them: rounding errors that meet in one
+    pass reinforce each other, so J exceeds K by far at few bits. Without measured plans J = K.
+
+    drop = A·(1 - exp(-c·J^g / A)), where A is what can be lost (full-precision accuracy minus
+    chance). c and g are fitted in the logarithm to the measured plans and to the most sensitive
+    single modules; with fewer than two informative points, g = 1.
+
+    The interval (95 %) is the scatter of measured plans about both steps, not only the error of
+    the fit.
     """
 
     ceiling: float
     log_c: float
     exponent: float
     scatter: float
+    """Standard deviation of the log rate about the second step."""
     points: int
     basis: str
-    """``plans`` or ``modules``: what the curve was fitted to."""
+    """``plans`` or ``modules``: what the second step was fitted to."""
+    knots: tuple[tuple[float, float], ...] = ()
+    """log K and log J of the first step, both rising."""
+    joint_scatter: float = 0.0
+    """Standard deviation of log J about the first step."""
+
+    def __post_init__(self) -> None:
+        """Take the lists of a JSON file as well."""
+        object.__setattr__(self, "knots", tuple((float(k), float(j)) for k, j in self.knots))
 
     def predict(self, kl: float) -> Prediction:
         """The drop at a summed divergence."""
@@ -61,7 +80,9 @@ class DropModel:
         )
 
     def _at(self, kl: float, sigmas: float) -> float:
-        rate = math.exp(self.log_c + sigmas * self.scatter) * kl**self.exponent
+        spread = math.hypot(self.scatter, self.exponent * self.joint_scatter)
+        joint = through(self.knots, math.log(kl))
+        rate = math.exp(self.log_c + sigmas * spread + self.exponent * joint)
         return self.ceiling * -math.expm1(-rate / self.ceiling)
 
     def kl_at(self, drop: float) -> float:
@@ -69,7 +90,17 @@ class DropModel:
         if drop >= self.ceiling:
             return math.inf
         rate = -self.ceiling * math.log1p(-max(drop, 1e-9) / self.ceiling)
-        return float((rate / math.exp(self.log_c)) ** (1 / self.exponent))
+        joint = (math.log(rate) - self.log_c) / self.exponent
+        return math.exp(through([(j, k) for k, j in self.knots], joint))
+
+
+def through(knots: Sequence[tuple[float, float]], x: float) -> float:
+    """The line through rising ``knots``, with slope 1 beyond them (everywhere, if none)."""
+    if not knots:
+        return x
+    xs, ys = [knot[0] for knot in knots], [knot[1] for knot in knots]
+    inside = min(max(x, xs[0]), xs[-1])
+    return float(np.interp(inside, xs, ys)) + x - inside
 
 
 def loss_columns(frame: pd.DataFrame) -> pd.DataFrame:
@@ -92,7 +123,7 @@ def loss_columns(frame: pd.DataFrame) -> pd.DataFrame:
 def fit_drop_model(
     sensitivity: pd.DataFrame, joint: pd.DataFrame, sums: NDArray[np.float64], ceiling: float
 ) -> DropModel:
-    """Fit the curve.
+    """Fit both steps.
 
     Args:
         sensitivity: Measured cells of one model (part ``both``).
@@ -100,20 +131,18 @@ def fit_drop_model(
         sums: Sum of single divergences of each plan in ``joint``, nats.
         ceiling: What can be lost, percentage points.
     """
-    kl = sensitivity["kl"].to_numpy(dtype=np.float64)
-    x, y, weight = _logs(kl, loss_columns(sensitivity), ceiling)
-    plans = _logs(sums, loss_columns(joint), ceiling) if len(joint) else None
-    if plans is not None and len(plans[0]) >= _ENOUGH:
-        if len(x):
-            # the modules' mean steadies the curve where single modules lie, at small divergence
-            plans = _with_mean_of(plans, (x, y, weight))
-        x, y, weight = plans
+    together = joint["kl"].to_numpy(dtype=np.float64)
+    knots, joint_scatter = _first_step(sums, together)
+    points = _logs(together, loss_columns(joint), ceiling) if len(joint) else _NO_POINTS
+    basis = "plans" if len(points[0]) else "modules"
+    modules = _most_sensitive(sensitivity) if len(points[0]) else sensitivity
+    alone = _logs(modules["kl"].to_numpy(dtype=np.float64), loss_columns(modules), ceiling)
+    x, y, weight = (np.append(a, b) for a, b in zip(points, alone, strict=True))
+    exponent = 1.0
+    if basis == "plans" and len(x) >= _ENOUGH and np.ptp(x) > _NARROW:
         design = np.stack([np.ones_like(x), x])
         normal = (design * weight) @ design.T
         exponent = float(np.clip(np.linalg.solve(normal, (design * weight) @ y)[1], 0.5, 2.0))
-        basis = "plans"
-    else:
-        exponent, basis = 1.0, "modules"
     log_c = float(np.average(y - exponent * x, weights=weight)) if len(x) else math.log(10.0)
     residuals = y - log_c - exponent * x
     scatter = _UNKNOWN_SCATTER
@@ -129,23 +158,45 @@ def fit_drop_model(
         scatter=scatter,
         points=len(x),
         basis=basis,
+        knots=knots,
+        joint_scatter=joint_scatter,
     )
 
 
-def _with_mean_of(plans: _Logs, modules: _Logs) -> _Logs:
-    """The plans' points and one for all modules, weighted like the average plan's quarter."""
-    x, y, weight = modules
-    mean = float(plans[2].mean()) / 4
-    return (
-        np.append(plans[0], np.average(x, weights=weight)),
-        np.append(plans[1], np.average(y, weights=weight)),
-        np.append(plans[2], mean),
-    )
+def _first_step(
+    sums: NDArray[np.float64], together: NDArray[np.float64]
+) -> tuple[tuple[tuple[float, float], ...], float]:
+    """Rising knots through the measured plans, and how far one plan lies from its neighbours'."""
+    from scipy.optimize import isotonic_regression
+
+    good = (sums > 0) & (together > 0)
+    order = np.argsort(sums[good])
+    x, y = np.log(sums[good][order]), np.log(together[good][order])
+    if not len(x):
+        return (), _UNKNOWN_SCATTER
+    pairs = list(zip(x.tolist(), y.tolist(), strict=True))
+    misses = [
+        pairs[i][1] - through([*pairs[:i], *pairs[i + 1 :]], pairs[i][0])
+        for i in range(1, len(pairs) - 1)
+    ]
+    scatter = _FEW_PLANS_SCATTER
+    if len(misses) >= _ENOUGH:
+        scatter = max(float(np.sqrt(np.mean(np.square(misses)))), _LEAST_SCATTER)
+    rising = isotonic_regression(y).x + 1e-9 * np.arange(len(y))
+    apart = np.append(np.diff(x) > 0, True)  # of plans of equal sum, the last
+    return tuple(zip(x[apart].tolist(), rising[apart].tolist(), strict=True)), scatter
 
 
-def _logs(
-    kl: NDArray[np.float64], loss: pd.DataFrame, ceiling: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _most_sensitive(sensitivity: pd.DataFrame) -> pd.DataFrame:
+    """The mean of the quarter of cells with the largest divergence, as one row.
+
+    The cells saw the same images, so their errors do not average out: the mean keeps a cell's.
+    """
+    top = sensitivity.nlargest(max(1, len(sensitivity) // 4), "kl")
+    return top[[c for c in _MEANS if c in top]].astype("float64").mean().to_frame().T
+
+
+def _logs(kl: NDArray[np.float64], loss: pd.DataFrame, ceiling: float) -> _Logs:
     """Log divergence, log rate and weight of the points whose loss is known to be above zero."""
     value = loss["loss"].to_numpy()
     half = (loss["high"] - loss["low"]).to_numpy() / 2
