@@ -133,6 +133,9 @@ def _range_words(choice: str) -> str:
 
 _MODE_WORDS = {
     "exact": "exact: every module at every width on every image, one module at a time",
+    "adaptive": "adaptive: rounds of images, those first that the model is least sure of; a module "
+    "at a width stops when its loss is known within the tolerance or cannot change a plan; "
+    "intervals allow for the repeated looking",
     "fast": "fast: the divergence of single modules is estimated to second order (Fisher "
     "information of the class probabilities) from one forward and one backward pass; their drop is "
     "not measured; whole plans are",
@@ -178,8 +181,8 @@ def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ),
         (
             "Whole plans",
-            "divergences of single modules are summed and mapped to a drop by a curve fitted to "
-            "plans that were measured; the interval is the scatter about the curve",
+            "divergences of single modules are summed; plans that were measured tell how much more "
+            "the whole diverges and what that loses; the interval is the scatter of these plans",
         ),
         ("Images", f"{data['evaluation']} evaluation, {data['calibration']} calibration, disjoint"),
         ("Data", f"{data['spec']} (digest {data['evaluation_digest']})"),
