@@ -24,6 +24,7 @@ from vitsense.data import (
     labelled_for,
     open_source,
 )
+from vitsense.deadline import Deadline
 from vitsense.errors import StaleResultError, UserInputError
 from vitsense.model_names import resolve_name
 from vitsense.models import LoadedModel, load_model
@@ -101,6 +102,7 @@ def run_analysis(
         StaleResultError: ``out`` holds results of other settings, weights, data or version.
         VitsenseError: see `vitsense.errors`.
     """
+    deadline = Deadline.after(settings.budget_time)
     device = pick_device(settings.device)
     for request in (settings.model, *settings.compares):
         resolve_name(request.name)  # a wrong name is said before anything is read or fetched
@@ -116,17 +118,19 @@ def run_analysis(
         for note in model.notes:
             progress.note(note)
     run.write_run(record.to_json())
-    with _status_kept(run, record):
-        tables = []
+    with _status_kept(run, record, deadline):
+        tables: list[ModelTables] = []
         state = run.read_state()
         for model, entry in zip(models, record.models, strict=True):
             progress.note(f"{model.key}: {model.resolved.name}, {model.params:,} parameters")
             started = time.monotonic()
             labelled = labelled_for(source, model)
             images = evaluation if labelled else evaluation.without_labels()
+            until = deadline.part(1 / (len(models) - len(tables)))
             found = analyze_model(
-                model, settings, calibration, images, run, state, device, progress
+                model, settings, calibration, images, run, state, device, progress, until
             )
+            deadline.came |= until.came
             entry.update(fp=found.fp, seconds=round(time.monotonic() - started, 2), **found.facts)
             record.timings[model.key] = time.monotonic() - started
             record.verdict += found.verdict
@@ -139,15 +143,15 @@ def run_analysis(
 
 
 @contextmanager
-def _status_kept(run: RunFolder, record: RunRecord) -> Iterator[None]:
-    """Write how the run ended, whatever ended it."""
+def _status_kept(run: RunFolder, record: RunRecord, deadline: Deadline) -> Iterator[None]:
+    """Write how the run ended, whatever ended it; one that a deadline cut can be continued."""
     try:
         yield
     except BaseException:
         record.status = "interrupted"
         run.write_run(record.to_json())
         raise
-    record.status = "complete"
+    record.status = "interrupted" if deadline.came else "complete"
     run.write_run(record.to_json())
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+import pandas as pd
 import torch
 
 from vitsense.analyze_grids import grids_frame
@@ -15,7 +16,9 @@ from vitsense.analyze_plans import finished_plan, full_precision, plan_and_measu
 from vitsense.analyze_sweep import Sweep, measure_cells
 from vitsense.analyze_tables import ModelTables, framed, modules_frame, site_arrays
 from vitsense.data import ImageSet
+from vitsense.deadline import Deadline
 from vitsense.discover import find_sites
+from vitsense.errors import MeasurementError
 from vitsense.formats import FormatLike
 from vitsense.models import LoadedModel
 from vitsense.observe import ReplaySession, preserved
@@ -23,17 +26,16 @@ from vitsense.progress import Progress
 from vitsense.runfolder import RunFolder
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.result import Outcome
-from vitsense.sensitivity.sweep import measure_joint
+from vitsense.sensitivity.sweep import OUT_OF_TIME, measure_joint
 from vitsense.settings import AnalyzeSettings
 from vitsense.sites import SiteCatalog
 from vitsense.statistics.collect import collect_statistics
 from vitsense.verdict import verdict
 
-MEMORY_BYTES = 2 * 1024**3
-"""What replay may remember of one micro-batch."""
-
 LARGEST_BATCH = 32
 """Images per micro-batch, where memory would allow more."""
+
+_CELLS_SHARE = 2 / 3
 
 
 def analyze_model(
@@ -45,12 +47,19 @@ def analyze_model(
     state: Sequence[Mapping[str, Any]],
     device: torch.device,
     progress: Progress,
+    deadline: Deadline | None = None,
 ) -> ModelTables:
-    """Measure one model and plan for it; results are appended to the run's state as they come."""
+    """Measure one model and plan for it; results are appended to the run's state as they come.
+
+    Of the time until ``deadline``, two thirds are for single modules; whole plans see at least one
+    batch of images.
+    """
+    whole = Deadline() if deadline is None else deadline
+    cells_until = whole.part(_CELLS_SHARE)
     key, module = model.key, model.module
     example = next(calibration.batches(model.preprocessing, 1, device))[0]
     catalog = find_sites(module, example)
-    batch = settings.batch or choose_batch(module, catalog, example)
+    batch = settings.batch or choose_batch(module, catalog, example, settings.memory)
     progress.start(len(calibration), f"{key} statistics")
     statistics = collect_statistics(
         module,
@@ -71,12 +80,18 @@ def analyze_model(
             images=len(evaluation),
             largest=batch,
             settings=settings,
+            deadline=cells_until,
             kept=store,
             progress=progress,
         )
     )
+    if cells_until.came:
+        whole.came = True
+        settings = replace(settings, by=())  # groups would take what plans need
     modules = modules_frame(key, catalog)
     sensitivity = framed("sensitivity", key, [m.row(settings.mode.value) for m in measured])
+    if whole.came:
+        _keep_unplannable(run, modules, sensitivity)
 
     def measure(plans: Mapping[str, Mapping[str, FormatLike]]) -> dict[str, Outcome]:
         part = settings.planned_part
@@ -87,10 +102,18 @@ def analyze_model(
         if todo:
             batches = evaluation.batches(model.preprocessing, batch, device)
             fresh = measure_joint(
-                module, catalog, quantizers, batches, todo, part=part, progress=progress
+                module,
+                catalog,
+                quantizers,
+                batches,
+                todo,
+                part=part,
+                deadline=whole,
+                progress=progress,
             )
         for name, outcome in fresh.items():
-            store.keep_plan(plans[name], outcome, part)
+            if outcome.n == len(evaluation):  # not what a deadline cut off
+                store.keep_plan(plans[name], outcome, part)
         return {name: outcome or fresh[name] for name, outcome in done.items()}
 
     groups = groups_frame(
@@ -122,6 +145,7 @@ def analyze_model(
         "pareto_bits": planned.front_bits,
         "coverage": framed("coverage", key, [asdict(u) for u in catalog.uncovered]),
     }
+    cut = [] if not whole.came else [f"{key}: {_missing(sensitivity, settings, len(evaluation))}"]
     facts = {
         "sites_digest": catalog.digest,
         "batch": batch,
@@ -135,14 +159,48 @@ def analyze_model(
         facts=facts,
         plan=finished_plan(model, settings, planned, catalog),
         verdict=verdict(key, fp, sensitivity, planned.joint),
-        warnings=[f"{key}: {planned.note}"] if planned.note else [],
+        warnings=[*([f"{key}: {planned.note}"] if planned.note else []), *cut],
     )
 
 
-def choose_batch(module: torch.nn.Module, catalog: SiteCatalog, example: torch.Tensor) -> int:
-    """Images per micro-batch whose remembered activations fit `MEMORY_BYTES`."""
+def _keep_unplannable(run: RunFolder, modules: pd.DataFrame, sensitivity: pd.DataFrame) -> None:
+    """Write what is known of a model for which time was too short to plan, and say so.
+
+    Raises:
+        MeasurementError: some module was not looked at in any format.
+    """
+    known = set(sensitivity.loc[sensitivity["kl"].notna(), "module"])
+    missing = [name for name in modules["module"] if name not in known]
+    if missing:
+        run.write_table("modules", modules)
+        run.write_table("sensitivity", sensitivity)
+        raise MeasurementError(
+            f"The time budget ended before {len(missing)} of {len(modules)} modules were looked "
+            f"at, first {missing[0]!r}: too early for a plan. What was measured is kept; the same "
+            "command continues, without --budget-time or with more."
+        )
+
+
+def _missing(sensitivity: pd.DataFrame, settings: AnalyzeSettings, images: int) -> str:
+    """What a time budget left out."""
+    unseen = int((sensitivity["reason"] == OUT_OF_TIME).sum())
+    return (
+        f"The time budget of {settings.budget_time:g} s ended: {unseen} of {len(sensitivity)} "
+        f"cells were not looked at, the others and the whole plans may have seen fewer of the "
+        f"{images} images. The same command without --budget-time continues."
+    )
+
+
+def choose_batch(
+    module: torch.nn.Module, catalog: SiteCatalog, example: torch.Tensor, memory: int
+) -> int:
+    """Images per micro-batch whose remembered activations fit ``memory`` bytes; at least one."""
+    fitting = max(1, memory // remembered_bytes(module, catalog, example))
+    return int(min(LARGEST_BATCH, 2 ** (fitting.bit_length() - 1)))
+
+
+def remembered_bytes(module: torch.nn.Module, catalog: SiteCatalog, example: torch.Tensor) -> int:
+    """What replay remembers of one image."""
     with preserved(module), ReplaySession.open(module, catalog) as session:
         session.record(example)
-        per_image = max(session.remembered_bytes(), 1)
-    fitting = max(1, MEMORY_BYTES // per_image)
-    return int(min(LARGEST_BATCH, 2 ** (fitting.bit_length() - 1)))
+        return max(session.remembered_bytes(), 1)

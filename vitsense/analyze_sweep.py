@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vitsense.analyze_kept import KeptResults
+from vitsense.deadline import Deadline
 from vitsense.progress import Progress
 from vitsense.sensitivity.adaptive import ReadImages, measure_adaptive
 from vitsense.sensitivity.doubt import doubts
@@ -40,6 +41,7 @@ class Sweep:
     largest: int
     """Images at once."""
     settings: AnalyzeSettings
+    deadline: Deadline
     kept: KeptResults
     progress: Progress
 
@@ -60,6 +62,7 @@ def _exact(sweep: Sweep) -> list[Measured]:
         bits=sweep.settings.format_names,
         parts=sweep.settings.parts,
         ledger=Ledger(sweep.kept.entries(), sweep.kept.keep),
+        deadline=sweep.deadline,
         progress=sweep.progress,
     )
 
@@ -103,6 +106,7 @@ def _adaptive(sweep: Sweep) -> list[Measured]:
         parts=settings.parts,
         rule=rule,
         ledger=Ledger(sweep.kept.entries(), sweep.kept.keep),
+        deadline=sweep.deadline,
         largest=sweep.largest,
         progress=sweep.progress,
     )

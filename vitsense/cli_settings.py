@@ -11,6 +11,7 @@ import click
 from vitsense.errors import UserInputError
 from vitsense.formats import format_of
 from vitsense.plan.budget import Budget
+from vitsense.quantities import bytes_of, seconds_of
 from vitsense.settings import (
     AnalyzeSettings,
     By,
@@ -134,6 +135,18 @@ _OPTIONS = (
         default=_DEFAULT.quant.attention_probs.value,
         help="How integer formats hold attention probabilities.",
     ),
+    click.option(
+        "--memory",
+        default="2G",
+        metavar="SIZE",
+        help="What may be remembered of the images that are measured at once.",
+    ),
+    click.option(
+        "--budget-time",
+        metavar="TIME",
+        help="Stop after this time (90s, 10m, 1h) with what is known; the same command without it "
+        "continues.",
+    ),
     click.option("--batch-size", type=int, help="Images at once. Default: what memory allows."),
     click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..."),
     click.option("--seed", type=int, default=0, help="Decides which images are drawn."),
@@ -169,6 +182,8 @@ def settings_from(
     weight_granularity: str,
     attention_probs: str,
     batch_size: int | None,
+    memory: str,
+    budget_time: str | None,
     **plain: Any,
 ) -> AnalyzeSettings:
     """Settings from the text of the options.
@@ -210,6 +225,8 @@ def settings_from(
             attention_probs=ProbsGrid(attention_probs),
         ),
         batch=batch_size,
+        memory=bytes_of(memory, "--memory"),
+        budget_time=None if budget_time is None else seconds_of(budget_time, "--budget-time"),
         **plain,
     )
 

@@ -148,6 +148,10 @@ class AnalyzeSettings:
     budget: str = "avg-bits=4"
     batch: int | None = None
     """Images per micro-batch; None: chosen from the memory the model needs."""
+    memory: int = 2 * 2**30
+    """Bytes that replay may remember of one micro-batch."""
+    budget_time: float | None = None
+    """Seconds after which measuring stops with what it has; None: never."""
     device: str = "auto"
     seed: int = 0
     strict: bool = False
@@ -177,6 +181,7 @@ class AnalyzeSettings:
             ("--calibration", self.calibration, 1),
             ("--batch-size", 1 if self.batch is None else self.batch, 1),
             ("--seed", self.seed, 0),
+            ("--memory", self.memory, 1),
         ):
             if value < least:
                 raise UserInputError(f"{name} is {value}: it must be at least {least}.")
@@ -238,9 +243,10 @@ class AnalyzeSettings:
     def differing(self, other: dict[str, Any]) -> list[str]:
         """Names of settings that are not as in ``other`` (a `to_json` of an earlier run).
 
-        The budget and the device are left out: they change no measured number.
+        Left out is what changes no measured number (budget, device), or changes it only by the
+        rounding of another batch size (memory), or decides only how much is measured (time).
         """
-        free = {"budget", "device"}
+        free = {"budget", "device", "memory", "budget_time"}
         mine = self.to_json()
         return sorted(
             key

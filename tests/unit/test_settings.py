@@ -120,8 +120,18 @@ def test_a_changed_setting_is_named(name: str) -> None:
 
 def test_every_setting_is_compared_or_known_to_change_no_number() -> None:
     """A new setting must be thought about here."""
-    assert set(SETTINGS.to_json()) == set(CHANGES) | {"budget", "device"}
-    assert replace(SETTINGS, budget="size-mb=5", device="cpu").differing(SETTINGS.to_json()) == []
+    assert set(SETTINGS.to_json()) == set(CHANGES) | {
+        "budget",
+        "device",
+        "memory",
+        "budget_time",
+    }
+    assert (
+        replace(
+            SETTINGS, budget="size-mb=5", device="cpu", memory=2**20, budget_time=5.0
+        ).differing(SETTINGS.to_json())
+        == []
+    )
 
 
 def test_settings_of_an_older_run_that_lack_a_value_differ_in_it() -> None:

@@ -10,12 +10,14 @@ results only, so a run that was killed decides the same again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
+from vitsense.deadline import Deadline, TimeIsUpError
 from vitsense.formats import FormatLike, format_of
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.sensitivity.ledger import Ledger, Span
@@ -34,8 +36,8 @@ from vitsense.sensitivity.stopping import (
 )
 from vitsense.sensitivity.strata import Strata, stratify
 from vitsense.sensitivity.stratified import bounded_columns, estimated_columns
+from vitsense.sensitivity.sweep import OUT_OF_TIME, measurable
 from vitsense.sensitivity.sweep import cells as all_cells
-from vitsense.sensitivity.sweep import measurable
 from vitsense.settings import Part
 from vitsense.sites import SiteCatalog
 
@@ -58,6 +60,7 @@ def measure_adaptive(
     rule: Rule | None = None,
     ledger: Ledger | None = None,
     largest: int = 32,
+    deadline: Deadline | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> list[Measured]:
     """Measure every module x width x part, each on as many images as it needs.
@@ -75,6 +78,7 @@ def measure_adaptive(
         rule: Tolerance, confidence and seed.
         ledger: What earlier, interrupted work already measured, and where new results are kept.
         largest: Images that are taken at once, at most.
+        deadline: Measuring stops there; cells have then seen fewer images, or none.
         progress: Told of every module and round.
 
     Raises:
@@ -85,10 +89,11 @@ def measure_adaptive(
     ledger = Ledger() if ledger is None else ledger
     wanted = measurable(catalog, bits, parts)
     with Meter.open(
-        model, catalog, quantizers, ledger, largest=largest, progress=progress
+        model, catalog, quantizers, ledger, largest=largest, deadline=deadline, progress=progress
     ) as meter:
         sweep = _Sweep(catalog, strata, rule, ledger, meter, read, progress, wanted)
-        sweep.run(Part.BOTH if Part.BOTH in parts else parts[0])
+        with suppress(TimeIsUpError):
+            sweep.run(Part.BOTH if Part.BOTH in parts else parts[0])
     return sweep.table(all_cells(catalog, bits, parts))
 
 
@@ -157,9 +162,12 @@ class _Sweep:
         images = sum(map(len, spans))
         label = f"sensitivity, {len(active)} cells, images to {after}"
         self.progress.start(images * len(by_module), label)
-        self.meter.measure(spans, self._batch, by_module)
-        for cell in active:
-            self.counts[cell] = counts
+        try:
+            self.meter.measure(spans, self._batch, by_module)
+        finally:  # when time is up, some cells have seen the images and some have not
+            for cell in active:
+                if all(self.ledger.knows(cell, span) for span in spans):
+                    self.counts[cell] = counts
 
     def _batch(self, spans: Sequence[Span]) -> Batch:
         order = self.strata.order
@@ -173,6 +181,8 @@ class _Sweep:
     def table(self, cells: Sequence[Cell]) -> list[Measured]:
         """The rows of the table."""
         looked = list(self.counts)
+        if not looked:
+            return [self._row(cell, {}) for cell in cells]
         sample = sample_of(looked, self.ledger, self.strata, self.counts)
         rows = estimated_columns(sample, len(rounds(self.strata.images)))
         columns = dict(zip(looked, rows, strict=True))
@@ -181,8 +191,10 @@ class _Sweep:
     def _row(self, cell: Cell, columns: Mapping[Cell, Mapping[str, Any]]) -> Measured:
         if cell in columns:
             return Measured(cell=cell, outcome=self.ledger.total(cell), columns=columns[cell])
-        if cell in self.bounds:
+        if cell in self.bounds and self.bounds[cell] in columns:
             narrow = self.bounds[cell]
             bounds, reason = bounded_columns(columns[narrow], narrow)
             return Measured(cell=cell, outcome=None, columns=bounds, reason=reason)
-        return Measured(cell=cell, outcome=None, reason="it has no weight")
+        has_any = cell in self.wanted.get(cell.module, ())
+        reason = OUT_OF_TIME if has_any else "it has no weight"
+        return Measured(cell=cell, outcome=None, reason=reason)

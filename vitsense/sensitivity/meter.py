@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from vitsense.deadline import Deadline
 from vitsense.errors import MeasurementError
 from vitsense.formats import FormatLike
 from vitsense.numerics.distance import kl_nats, signal_noise, top1_agree
@@ -71,6 +72,7 @@ class Meter:
         ledger: Ledger,
         progress: Progress,
         largest: int,
+        deadline: Deadline | None = None,
     ) -> None:
         self._session = session
         self._catalog = catalog
@@ -78,6 +80,7 @@ class Meter:
         self._ledger = ledger
         self._progress = progress
         self._largest = largest
+        self._deadline = Deadline() if deadline is None else deadline
         self._exact: bool | None = None
         self._recorded: tuple[tuple[Span, ...], Tensor] | None = None
 
@@ -91,6 +94,7 @@ class Meter:
         ledger: Ledger,
         *,
         largest: int = 2**31,
+        deadline: Deadline | None = None,
         progress: Progress = NO_PROGRESS,
     ) -> Iterator[Meter]:
         """Prepare the model; it is as it was when the context ends.
@@ -101,10 +105,11 @@ class Meter:
             quantizers: Its grids.
             ledger: What is known, and where results go.
             largest: Images that are taken at once, at most.
+            deadline: Measuring stops there.
             progress: Told of every module.
         """
         with preserved(model), ReplaySession.open(model, catalog) as session:
-            yield cls(session, catalog, quantizers, ledger, progress, largest)
+            yield cls(session, catalog, quantizers, ledger, progress, largest, deadline)
 
     def measure(
         self,
@@ -123,6 +128,7 @@ class Meter:
 
         Raises:
             MeasurementError: the full-precision model gives logits that are not finite.
+            TimeIsUpError: the deadline came; what was measured is recorded.
         """
         places: set[int] = set()
         for cell in (c for found in cells.values() for c in found):
@@ -186,6 +192,7 @@ class Meter:
                 )
         sizes = [len(span) for span in spans]
         for name, wanted in cells.items():
+            self._deadline.check()
             module = self._catalog[name]
             run = self._session.replay if self._exact else _full(self._session)
             results = {}

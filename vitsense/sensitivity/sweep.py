@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from torch import nn
 
+from vitsense.deadline import Deadline, TimeIsUpError
 from vitsense.formats import FormatLike
 from vitsense.observe import ReplaySession, preserved
 from vitsense.progress import NO_PROGRESS, Progress
@@ -26,6 +28,7 @@ def measure_exact(
     bits: Sequence[FormatLike],
     parts: Sequence[Part] = (Part.BOTH,),
     ledger: Ledger | None = None,
+    deadline: Deadline | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> list[Measured]:
     """Measure every module x width x part on all images of ``batches``.
@@ -42,6 +45,7 @@ def measure_exact(
         bits: Widths.
         parts: What is quantized.
         ledger: What earlier, interrupted work already measured, and where new results are kept.
+        deadline: Measuring stops there; cells have then seen fewer images, or none.
         progress: Told of every module.
 
     Raises:
@@ -50,14 +54,18 @@ def measure_exact(
     ledger = Ledger() if ledger is None else ledger
     wanted = measurable(catalog, bits, parts)
     done = 0
-    with Meter.open(model, catalog, quantizers, ledger, progress=progress) as meter:
+    with (
+        suppress(TimeIsUpError),
+        Meter.open(
+            model, catalog, quantizers, ledger, deadline=deadline, progress=progress
+        ) as meter,
+    ):
         for images, labels in batches:
             span = Span(done, done + len(labels))
             meter.measure([span], slices_of((images, labels), span), wanted)
             done = span.stop
     return [
-        measured(cell, ledger, done, wanted.get(cell.module, ()))
-        for cell in cells(catalog, bits, parts)
+        measured(cell, ledger, wanted.get(cell.module, ())) for cell in cells(catalog, bits, parts)
     ]
 
 
@@ -92,11 +100,16 @@ def measurable(
     return {name: wanted for name, wanted in found.items() if wanted}
 
 
-def measured(cell: Cell, ledger: Ledger, images: int, wanted: Sequence[Cell]) -> Measured:
-    """A cell with its outcome on the first ``images`` images."""
+OUT_OF_TIME = "the time budget ended before it was looked at"
+"""Reason of a cell that is missing because of a deadline."""
+
+
+def measured(cell: Cell, ledger: Ledger, wanted: Sequence[Cell]) -> Measured:
+    """A cell with its outcome on all images that it has seen."""
     if cell not in wanted:
         return Measured(cell=cell, outcome=None, reason="it has no weight")
-    return Measured(cell=cell, outcome=ledger.outcome(cell, Span(0, images)))
+    outcome = ledger.total(cell)
+    return Measured(cell=cell, outcome=outcome, reason="" if outcome else OUT_OF_TIME)
 
 
 def measure_joint(
@@ -107,9 +120,12 @@ def measure_joint(
     plans: Mapping[str, Mapping[str, FormatLike]],
     *,
     part: Part = Part.BOTH,
+    deadline: Deadline | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Outcome]:
     """The outcome of whole plans: module name -> bits or format, all quantized at once.
+
+    After a deadline the outcomes are of the images up to there, at least of the first batch.
 
     Raises:
         MeasurementError: the full-precision model gives logits that are not finite.
@@ -123,4 +139,7 @@ def measure_joint(
                 logits = session.full(visits[name])
                 totals[name] = totals[name] + outcome_of(reference, logits, labels)
                 progress.advance(len(labels), name)
+            if deadline is not None and deadline.passed:
+                deadline.came = True
+                break
     return totals
