@@ -66,8 +66,8 @@ def main() -> None:
     )
     print(
         "| model | cells | exact (F per cell) | adaptive (F per cell) | images per cell | "
-        "bounded | rank correlation | exact drops inside | drop of the exact table's plan | drop of the "
-        "adaptive table's plan | full precision |"
+        "bounded | rank correlation | exact drops inside | drop of the exact table's plan | "
+        "drop of the adaptive table's plan | full precision |"
     )
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for name in options.models:
