@@ -298,6 +298,21 @@ def test_mixed_precision_follows_single_precision() -> None:
     assert float(similarity) > 0.98
 
 
+@pytest.mark.parametrize("method", WeightMethod)
+def test_weights_that_are_computed_before_use_are_rounded_as_they_are_used(
+    method: WeightMethod,
+) -> None:
+    from timm.layers import StdConv2d
+
+    model = nn.Sequential(StdConv2d(3, 6, 3), nn.Flatten(), nn.Linear(6 * 64, 10)).eval()
+    catalog = find_sites(model, images(1, 8))
+    assert catalog.modules[0].derived_weight
+    plan = Plan(modules=tuple(ModulePlan(name=m.name, bits=3) for m in catalog))
+    settings = QatSettings(weights=method)
+    quantized = prepare_qat(model, plan, settings=settings, calibration=[images(4, 8)])
+    check_forward_backward_and_convert(quantized, 8)
+
+
 class OneAttention(nn.Module):
     """The smallest model with a fused projection and an attention."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -180,7 +181,6 @@ def convert(model: QuantizedModel) -> QuantizedModel:
     """
     fixed: dict[str, Quantizer] = {}
     plain = model.float_model().eval()
-    device = next(model.parameters()).device
     weights = dict(plain.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for module, quantizer, weight in model.quantized_weights():
@@ -194,9 +194,14 @@ def convert(model: QuantizedModel) -> QuantizedModel:
     for name, quantizer in model.quantizers.items():
         if name in fixed:
             continue
-        if id(quantizer) not in common:  # an activation's grid does not depend on the tensor
-            grid = quantizer.fixed_grid(torch.empty(0, device=device))
-            common[id(quantizer)] = FixedQuantizer(quantizer, *grid)
+        if id(quantizer) not in common:
+            statistic = isinstance(quantizer, LearnedQuantizer) and quantizer.scale is None
+            common[id(quantizer)] = (
+                # the weight is computed before use, so it cannot be rounded in advance
+                copy.deepcopy(quantizer)
+                if statistic
+                else FixedQuantizer(quantizer, *quantizer.fixed_grid())
+            )
         fixed[name] = common[id(quantizer)]
     ordered = {name: fixed[name] for name in model.quantizers}
     converted = QuantizedModel(plain, model.planned, ordered)

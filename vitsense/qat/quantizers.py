@@ -101,10 +101,12 @@ class Quantizer(nn.Module):
         return quantize(x, self.grid(x))
 
     @torch.no_grad()
-    def fixed_grid(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Step and offset as plain tensors, broadcastable against ``x``."""
-        step, offset, _ = self.grid(x)
-        return step.detach(), None if offset is None else offset.detach()
+    def fixed_grid(self, x: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Step and offset as plain tensors, broadcastable against ``x``.
+
+        Only a step that is a statistic of the tensor (StatsQ) needs ``x``.
+        """
+        raise NotImplementedError
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
@@ -143,6 +145,10 @@ class FixedQuantizer(Quantizer):
     def grid(self, x: Tensor) -> LearnedGrid:  # noqa: ARG002
         """The step and the offset."""
         return LearnedGrid(self.step, self.offset, self.rounding)
+
+    def fixed_grid(self, x: Tensor | None = None) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
+        """The step and the offset."""
+        return self.step, self.offset
 
 
 class LearnedQuantizer(Quantizer):
@@ -221,14 +227,23 @@ class LearnedQuantizer(Quantizer):
     def grid(self, x: Tensor) -> LearnedGrid:
         """Step and offset to use for ``x``, with their gradient factors applied."""
         if self.scale is None:
-            with torch.no_grad():
-                step = self._repeated(statistic_step(self._absolute_mean(x), self.bits))
-            return LearnedGrid(step, step * 0.5, self.rounding)
+            return LearnedGrid(*self.fixed_grid(x), self.rounding)
         factor = self.factor(x)
         step = _ScaledGradient.apply(self.scale.abs().clamp(min=STEP_FLOOR), factor)
         offset = None if self.offset is None else _ScaledGradient.apply(self.offset, factor)
         offset = None if offset is None else self._repeated(offset)
         return LearnedGrid(self._repeated(step), offset, self.rounding)
+
+    @torch.no_grad()
+    def fixed_grid(self, x: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Step and offset as plain tensors; half a step of offset for StatsQ's half-integers."""
+        if self.scale is None:
+            assert x is not None
+            step = self._repeated(statistic_step(self._absolute_mean(x), self.bits))
+            return step, step * 0.5
+        step = self._repeated(self.scale.detach().abs().clamp(min=STEP_FLOOR))
+        offset = None if self.offset is None else self._repeated(self.offset.detach())
+        return step, offset
 
     def factor(self, x: Tensor) -> Tensor | float:
         """Factor on the gradient of the step, a number or of the step's shape."""
