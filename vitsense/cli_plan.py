@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "--budget",
     required=True,
     metavar="KIND=NUMBER",
-    help="avg-bits=4, size-mb=5.5, bitops-g=20 or max-drop=1 (percentage points).",
+    help="avg-bits=4, size-mb=5.5, bitops-g=20, latency-ms=3 or max-drop=1 (percentage points).",
 )
 @click.option(
     "--pin",
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     type=click.Choice(["qkv", "block"]),
     help="Equal bits for q, k and v of a projection, or within a block.",
 )
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Latency profile of a device, for latency-ms; see docs/latency-profile.md.",
+)
 @click.option("--model", metavar="KEY", help="Which model of the run; default: the first.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default: the run's.")
 @json_option
@@ -48,6 +54,7 @@ def plan(
     pin: Sequence[str],
     no_pin: bool,
     tie: str | None,
+    profile: Path | None,
     model: str | None,
     out: Path | None,
     as_json: bool,
@@ -63,6 +70,7 @@ def plan(
         pins=dict(_pin(text) for text in pin),
         keep_default_pins=not no_pin,
         tie=tie,
+        profile=profile,
         out=out,
     )
     if as_json:
@@ -80,6 +88,9 @@ def plan(
         f"  predicted {loss} {predicted['drop']:.1f} points "
         f"({predicted['low']:.1f} to {predicted['high']:.1f}); not measured as a whole"
     )
+    latency = made.provenance.get("latency")
+    if latency is not None:
+        emit(f"  {latency['ms']:.3g} ms on {latency['profile']} ({latency['kind']})")
     emit(f"Plan: {path}")
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsense.errors import SiteMismatchError
 from vitsense.formats import FormatLike
 from vitsense.plan.budget import Budget
+from vitsense.plan.latency import LatencyProfile
 from vitsense.plan.make import make_plan, tie_groups
 from vitsense.plan.plan import Plan
 from vitsense.plan.predict import DropModel
 from vitsense.plan.solve import (
+    Problem,
     default_pins,
     make_problem,
     planable_cells,
@@ -33,6 +36,7 @@ def plan_again(
     pins: Mapping[str, FormatLike] | None = None,
     keep_default_pins: bool = True,
     tie: str | None = None,
+    profile: Path | None = None,
     out: Path | None = None,
 ) -> tuple[Plan, Path]:
     """Write a plan for one model of a run.
@@ -44,6 +48,7 @@ def plan_again(
         pins: Modules fixed at given bits or formats.
         keep_default_pins: Whether the first and last module stay at 8 bits.
         tie: ``qkv`` or ``block``: equal bits within these groups.
+        profile: A latency profile, for a budget of ``latency-ms``; also gives the plan's latency.
         out: File; None is the run's own plan file.
 
     Raises:
@@ -79,6 +84,8 @@ def plan_again(
         ties=tie_groups(modules, tie) if tie else (),
         part=part,
     )
+    latency = None if profile is None else LatencyProfile.load(profile)
+    problem = replace(problem, profile=latency)
     solved = solve(problem, wanted, DropModel(**entry["drop_model"]))
     made = make_plan(
         problem,
@@ -94,11 +101,27 @@ def plan_again(
         provenance={
             "versions": record["provenance"]["versions"],
             "seed": record["settings"]["seed"],
+            **({} if latency is None else _latency(problem, latency, solved.formats)),
         },
     )
     path = out or run.plan_path(None if key == next(iter(entries)) else key)
     made.save(path)
     return made, path
+
+
+def _latency(
+    problem: Problem, profile: LatencyProfile, formats: Mapping[str, str]
+) -> dict[str, Any]:
+    """The plan's latency, and whether it is an estimate, for the provenance."""
+    rows = problem.modules[["module", "params", "macs"]].to_dict("records")
+    total = sum(
+        profile.milliseconds(
+            str(row["module"]), int(row["params"]), int(row["macs"]), formats[str(row["module"])]
+        )
+        for row in rows
+    )
+    kind = "estimate" if profile.is_estimate else "measured per module"
+    return {"latency": {"profile": profile.name, "ms": total, "kind": kind}}
 
 
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
