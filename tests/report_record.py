@@ -69,6 +69,15 @@ def entry_of(key: str, vit: bool, total: int, fp: list[float] | None) -> dict[st
         if fp is None
         else {"n": IMAGES, **dict(zip(("top1", "top1_low", "top1_high"), fp, strict=True))},
         "seconds": 321.0,
+        "sites_digest": "feedbead",
+        "drop_model": {
+            "ceiling": 90.0,
+            "log_c": 4.5,
+            "exponent": 1.0,
+            "scatter": 0.25,
+            "points": 5,
+            "basis": "plans",
+        },
     }
 
 

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 @click.argument("run", required=False)
 @click.option(
     "--budget",
-    required=True,
     metavar="KIND=NUMBER",
-    help="avg-bits=4, size-mb=5.5, bitops-g=20, latency-ms=3 or max-drop=1 (percentage points).",
+    help="avg-bits=4, size-mb=5.5, bitops-g=20 or max-drop=1 (percentage points).",
+)
+@click.option(
+    "--point",
+    type=click.IntRange(min=0),
+    help="A point of the Pareto front, as the report's slider shows it, in place of a budget.",
 )
 @click.option(
     "--pin",
@@ -37,12 +41,6 @@ if TYPE_CHECKING:
     type=click.Choice(["qkv", "block"]),
     help="Equal bits for q, k and v of a projection, or within a block.",
 )
-@click.option(
-    "--profile",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Latency profile of a device, for latency-ms; see docs/latency-profile.md.",
-)
 @click.option("--model", metavar="KEY", help="Which model of the run; default: the first.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default: the run's.")
 @json_option
@@ -50,29 +48,36 @@ if TYPE_CHECKING:
 def plan(
     *,
     run: str | None,
-    budget: str,
+    budget: str | None,
+    point: int | None,
     pin: Sequence[str],
     no_pin: bool,
     tie: str | None,
-    profile: Path | None,
     model: str | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Solve for bit widths under a budget, from the measurements of RUN (default: the newest)."""
-    from vitsense.plan.again import plan_again
+    from vitsense.plan.again import plan_again, plan_at
 
+    if (budget is None) == (point is None):
+        raise UserInputError("Give either --budget, for example avg-bits=4, or --point.")
     found = find_run(run)
-    made, path = plan_again(
-        found,
-        budget,
-        model=model,
-        pins=dict(_pin(text) for text in pin),
-        keep_default_pins=not no_pin,
-        tie=tie,
-        profile=profile,
-        out=out,
-    )
+    if budget is None:
+        assert point is not None
+        if pin or no_pin or tie:
+            raise UserInputError("--point takes a plan as it is: no --pin, --no-pin or --tie.")
+        made, path = plan_at(found, point, model=model, out=out)
+    else:
+        made, path = plan_again(
+            found,
+            budget,
+            model=model,
+            pins=dict(_pin(text) for text in pin),
+            keep_default_pins=not no_pin,
+            tie=tie,
+            out=out,
+        )
     if as_json:
         emit_json("complete", {"path": str(path), "plan": made.to_json()})
         return
@@ -88,9 +93,6 @@ def plan(
         f"  predicted {loss} {predicted['drop']:.1f} points "
         f"({predicted['low']:.1f} to {predicted['high']:.1f}); not measured as a whole"
     )
-    latency = made.provenance.get("latency")
-    if latency is not None:
-        emit(f"  {latency['ms']:.3g} ms on {latency['profile']} ({latency['kind']})")
     emit(f"Plan: {path}")
 
 

@@ -2,40 +2,141 @@
   "use strict";
   var data = JSON.parse(document.getElementById("data").textContent);
   var root = document.documentElement;
+  function byId(id) { return document.getElementById(id); }
+
+  // state: the address is #place&key=value&..., so that a link shows what its sender saw
+  var state = {};
+  function place() { var first = location.hash.slice(1).split("&")[0]; return first.indexOf("=") < 0 ? first : ""; }
+  function readState() {
+    state = {};
+    location.hash.slice(1).split("&").forEach(function (part) {
+      var at = part.indexOf("=");
+      if (at > 0) { try { state[part.slice(0, at)] = decodeURIComponent(part.slice(at + 1)); } catch (e) { /* cut off */ } }
+    });
+  }
+  function writeState() {
+    var parts = Object.keys(state).map(function (key) { return key + "=" + encodeURIComponent(state[key]); });
+    var text = [place()].concat(parts).filter(Boolean).join("&");
+    try { history.replaceState(null, "", "#" + text); } catch (e) { /* not allowed here */ }
+  }
+  function keep(key, value) {
+    if (value === "" || value === null) { delete state[key]; } else { state[key] = value; }
+    writeState();
+  }
+  readState();
 
   // theme: follows the system until the button is used
-  var button = document.getElementById("theme");
+  var button = byId("theme");
   var dark = window.matchMedia("(prefers-color-scheme: dark)");
   function isDark() { return root.dataset.theme ? root.dataset.theme === "dark" : dark.matches; }
   function name() { button.textContent = isDark() ? "Light" : "Dark"; }
+  if (state.theme) { root.dataset.theme = state.theme === "dark" ? "dark" : "light"; }
   button.hidden = false;
   name();
-  button.addEventListener("click", function () { root.dataset.theme = isDark() ? "light" : "dark"; name(); });
+  button.addEventListener("click", function () {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    keep("theme", root.dataset.theme);
+    name();
+  });
 
-  function value(row, column, kind) {
-    if (kind === "index") { return Number(row.id.split("-").pop()); }
-    var cell = row.cells[column], found;
-    if (kind === "bits") { found = /\d+/.exec(cell.textContent); return found ? Number(found[0]) : 0; }
-    if (kind === "text") { return cell.textContent; }
-    found = /, (\S+) nats/.exec(cell.title);
-    return found ? Number(found[1].replace("\u2212", "-")) : -1;
-  }
-
-  function save(text, file) {
+  function save(text, file, kind) {
     var link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+    link.href = URL.createObjectURL(new Blob([text], { type: kind }));
     link.download = file;
     link.click();
     setTimeout(function () { URL.revokeObjectURL(link.href); }, 1000);
   }
+  function cellText(text) { return /[",\n\r]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text; }
+  // a value and its interval: 1.2 (0.4 to 2.0)
+  function numbers(text) {
+    var found = (text.replace(/\u2212/g, "-").match(/-?[\d.]+(?:e-?\d+)?|infinite/g) || []);
+    return found.length >= 3 && text.indexOf("not measured") < 0 ? found.slice(0, 3) : ["", "", ""];
+  }
+
+  // every table can be taken along
+  document.querySelectorAll(".scroll > table:not(.heat)").forEach(function (table) {
+    var control = document.createElement("button");
+    control.type = "button";
+    control.className = "take";
+    control.textContent = "CSV";
+    control.setAttribute("aria-label", "Download as CSV: " + table.parentNode.getAttribute("aria-label"));
+    control.addEventListener("click", function () {
+      var lines = Array.from(table.rows).map(function (row) {
+        return Array.from(row.cells).map(function (cell) { return cellText(cell.textContent.trim()); }).join(",");
+      });
+      save(lines.join("\n") + "\n", "table.csv", "text/csv");
+    });
+    table.parentNode.after(control);
+  });
 
   document.querySelectorAll(".model-section").forEach(function (section) {
+    var number = section.dataset.model, model = data.models[Number(number)];
     var table = section.querySelector(".heat");
     var body = table.tBodies[0];
     var rows = Array.from(body.rows);
     var heads = Array.from(table.tHead.rows[0].cells);
+    var columns = heads.map(function (head, i) { return head.dataset.b ? i : -1; }).filter(function (i) { return i >= 0; });
+    function moduleOf(row) { return row.cells[0].textContent; }
+    function indexOf(row) { return row.id.split("-").pop(); }
+    function sheet(row) { return byId("m" + number + "-" + indexOf(row)); }
+    function details(row, column) {
+      var line = sheet(row).querySelector(".cells").children[column - columns[0]];
+      return Array.from(line.querySelectorAll("b")).map(function (part) { return part.textContent; });
+    }
+    function nats(row, column) {
+      var found = /-?[\d.]+(?:e-?\d+)?/.exec((details(row, column)[1] || "").replace(/\u2212/g, "-"));
+      return found ? Number(found[0]) : -1;
+    }
+    function bitsOf(row) { return row.querySelector(".bits strong").textContent; }
 
-    // sorting
+    // order: by a column, and within groups
+    var sorting = { column: 0, order: "ascending" };
+    var group = byId("group-" + number);
+    function value(row, column) {
+      var kind = heads[column].dataset.sort;
+      if (kind === "index") { return Number(indexOf(row)); }
+      if (kind === "bits") { return Number((/\d+/.exec(bitsOf(row)) || [0])[0]); }
+      return kind === "text" ? row.cells[column].textContent : nats(row, column);
+    }
+    function groupOf(row) { return group.value === "role" ? row.cells[1].textContent : row.dataset.k || "(no block)"; }
+    function arrange() {
+      var sign = sorting.order === "ascending" ? 1 : -1, made = {}, shown = [];
+      body.querySelectorAll(".group").forEach(function (row) { row.remove(); });
+      var ordered = rows.map(function (row) { return [value(row, sorting.column), row]; }).sort(function (a, b) {
+        return sign * (a[0] < b[0] ? -1 : a[0] > b[0] ? 1 : 0);
+      }).map(function (pair) { return pair[1]; });
+      if (!group.value) { ordered.forEach(function (row) { body.appendChild(row); }); return; }
+      ordered.forEach(function (row) {
+        var key = "g" + groupOf(row);
+        if (!made[key]) { made[key] = []; shown.push(key); }
+        made[key].push(row);
+      });
+      shown.forEach(function (key) {
+        var visible = made[key].filter(function (row) { return !row.hidden; });
+        var head = document.createElement("tr"), cell = document.createElement("th");
+        head.className = "group";
+        head.hidden = !visible.length;
+        cell.colSpan = heads.length - columns.length;
+        cell.scope = "rowgroup";
+        cell.textContent = key.slice(1) + ": " + visible.length + (visible.length === 1 ? " module" : " modules");
+        head.appendChild(cell);
+        columns.forEach(function (column) {
+          var total = 0, all = 0, sum = document.createElement("td");
+          visible.forEach(function (row) { total += Math.max(nats(row, column), 0); });
+          rows.forEach(function (row) { all += Math.max(nats(row, column), 0); });
+          sum.textContent = all > 0 ? Math.round(100 * total / all) + " %" : "\u2013";
+          head.appendChild(sum);
+        });
+        body.appendChild(head);
+        made[key].forEach(function (row) { body.appendChild(row); });
+      });
+    }
+    function sortBy(column, order) {
+      heads.forEach(function (h) { h.removeAttribute("aria-sort"); });
+      heads[column].setAttribute("aria-sort", order);
+      sorting = { column: column, order: order };
+      arrange();
+    }
     heads.forEach(function (head, column) {
       var kind = head.dataset.sort;
       if (!kind) { return; }
@@ -48,51 +149,83 @@
         var up = head.getAttribute("aria-sort") === "ascending";
         var first = kind === "text" || kind === "index" ? "ascending" : "descending";
         var order = head.hasAttribute("aria-sort") ? (up ? "descending" : "ascending") : first;
-        heads.forEach(function (h) { h.removeAttribute("aria-sort"); });
-        head.setAttribute("aria-sort", order);
-        var sign = order === "ascending" ? 1 : -1;
-        rows.map(function (row) { return [value(row, column, kind), row]; }).sort(function (a, b) {
-          return sign * (a[0] < b[0] ? -1 : a[0] > b[0] ? 1 : 0);
-        }).forEach(function (pair) { body.appendChild(pair[1]); });
+        sortBy(column, order);
+        keep("sort" + number, column || order === "descending" ? column + order[0] : "");
       });
     });
 
-    // filtering
-    var filters = section.querySelector(".filters");
+    // filters
+    var filters = section.querySelector(".filters"), shown = filters.querySelector(".count");
+    var input = byId("filter-" + number), role = byId("role-" + number), block = byId("block-" + number);
     filters.hidden = false;
-    var input = filters.querySelector("input"), shown = filters.querySelector("output");
-    input.addEventListener("input", function () {
+    function offer(select, values) {
+      Array.from(new Set(values)).filter(Boolean).forEach(function (text) {
+        var option = document.createElement("option");
+        option.textContent = text;
+        select.appendChild(option);
+      });
+    }
+    offer(role, rows.map(function (row) { return row.cells[1].textContent; }));
+    offer(block, rows.map(function (row) { return row.dataset.k; }));
+    function filter() {
       var wanted = input.value.toLowerCase(), count = 0;
       rows.forEach(function (row) {
-        var text = (row.cells[0].textContent + " " + row.cells[1].textContent).toLowerCase();
-        row.hidden = text.indexOf(wanted) < 0;
+        row.hidden = moduleOf(row).toLowerCase().indexOf(wanted) < 0 ||
+          (role.value !== "" && row.cells[1].textContent !== role.value) || (block.value !== "" && row.dataset.k !== block.value);
         count += row.hidden ? 0 : 1;
       });
-      shown.textContent = wanted ? count + " of " + rows.length : "";
+      shown.textContent = count < rows.length ? count + " of " + rows.length : "";
+      if (group.value) { arrange(); }
+    }
+    [[input, "input", "filter"], [role, "change", "role"], [block, "change", "block"], [group, "change", "group"]].forEach(function (row) {
+      row[0].addEventListener(row[1], function () {
+        keep(row[2] + number, row[0].value);
+        if (row[2] === "group") { arrange(); } else { filter(); }
+      });
+    });
+    filters.querySelector(".csv").addEventListener("click", function () {
+      var lines = ["module,role,block,plan_bits,bits,loss,loss_low,loss_high,nats,nats_low,nats_high"];
+      rows.forEach(function (row) {
+        if (row.hidden) { return; }
+        columns.forEach(function (column) {
+          var cells = details(row, column);
+          lines.push([moduleOf(row), row.cells[1].textContent, row.dataset.k || "", bitsOf(row), heads[column].dataset.b]
+            .concat(numbers(cells[0]), numbers(cells[1] || "")).map(cellText).join(","));
+        });
+      });
+      save(lines.join("\n") + "\n", "sensitivity-" + number + ".csv", "text/csv");
     });
 
     // the numbers of one cell: under the pointer, touched, or reached with the arrow keys
     var readout = filters.querySelector(".readout");
-    var reasons = section.querySelectorAll(".why tbody tr");
-    function words(label) { return /^\d+$/.test(label) ? label + " bits" : label; }
-    function read(cell) {
-      var name = cell.parentNode.cells[0].textContent, bits = heads[cell.cellIndex].dataset.b;
-      var noise = cell.classList.contains("noise") ? "; not distinguishable from zero" : "";
-      var reason = reasons[rows.indexOf(cell.parentNode)];
-      if (cell.title) { readout.textContent = name + " at " + words(bits) + ": " + cell.title + noise; }
-      else if (reason) { readout.textContent = name + ": " + words(reason.cells[1].textContent) + " recommended, " + reason.cells[2].textContent; }
+    function named(label) { return /^\d+$/.test(label) ? label + " bits" : label; }
+    function words(cell) {
+      var row = cell.parentNode, found, noise;
+      if (columns.indexOf(cell.cellIndex) < 0) {
+        found = sheet(row).querySelector("p").textContent.replace(/\s*Row in the table\s*$/, "");
+        return moduleOf(row) + ": " + named(bitsOf(row)) + ". " + found;
+      }
+      found = details(row, cell.cellIndex);
+      noise = cell.classList.contains("noise") ? "; not distinguishable from zero" : "";
+      return moduleOf(row) + " at " + named(heads[cell.cellIndex].dataset.b) + ": " + found[0] +
+        (found[1] ? ", " + found[1] + " nats" : "") + noise;
     }
-    function cellOf(event) { return event.target.closest("tbody td, tbody th"); }
+    function cellOf(event) {
+      var cell = event.target.closest("tbody td, tbody th");
+      return cell && cell.parentNode.className !== "group" ? cell : null;
+    }
     var pointer = "";
     ["mousemove", "click", "focusin"].forEach(function (kind) {
       body.addEventListener(kind, function (event) {
         // the table scrolling under a pointer at rest is no pointing
-        var place = event.clientX + " " + event.clientY, rests = kind === "mousemove" && place === pointer;
+        var where = event.clientX + " " + event.clientY, rests = kind === "mousemove" && where === pointer;
         var cell = cellOf(event);
-        pointer = kind === "mousemove" ? place : pointer;
-        if (cell && !rests) { read(cell); }
+        pointer = kind === "mousemove" ? where : pointer;
+        if (cell && !rests) { readout.textContent = words(cell); }
       });
     });
+    rows.forEach(function (row) { row.querySelector("a").tabIndex = -1; });
+    // one stop of the tab key; from there the arrow keys
     var current = rows[0].cells[0];
     current.tabIndex = 0;
     function go(cell) {
@@ -103,10 +236,12 @@
     }
     body.addEventListener("keydown", function (event) {
       var cell = cellOf(event), next = null, row = cell && cell.parentNode, column = cell && cell.cellIndex;
+      if (!cell) { return; }
+      if (event.key === "Enter" && event.target === cell) { location.hash = "m" + number + "-" + indexOf(row); return; }
       if (event.key === "ArrowRight") { next = cell.nextElementSibling; }
       if (event.key === "ArrowLeft") { next = cell.previousElementSibling; }
       if (event.key === "ArrowDown" || event.key === "ArrowUp") {
-        do { row = event.key === "ArrowDown" ? row.nextElementSibling : row.previousElementSibling; } while (row && row.hidden);
+        do { row = event.key === "ArrowDown" ? row.nextElementSibling : row.previousElementSibling; } while (row && (row.hidden || row.className === "group"));
         next = row && row.cells[column];
       }
       if (next) { event.preventDefault(); go(next); }
@@ -114,65 +249,128 @@
 
     // what if: the bits of a precomputed point of the front
     var box = section.querySelector(".whatif");
-    if (!box) { return; }
-    var front = data.models[Number(section.dataset.model)].front;
-    var slider = box.querySelector("input"), out = box.querySelector("output");
-    var link = section.querySelector(".plan");
-    var chosen = rows.map(function (row) { return row.querySelector(".bits strong").textContent; });
-    var nearest = 0, mean = Number(box.dataset.avg), picked = null;
-    front.forEach(function (p, i) { if (Math.abs(p.avg - mean) < Math.abs(front[nearest].avg - mean)) { nearest = i; } });
-    box.hidden = false;
-    function show(bits) {
-      rows.forEach(function (row, i) {
-        var cell = row.querySelector(".bits");
-        cell.querySelector("strong").textContent = bits[i];
-        heads.forEach(function (head, column) {
-          if (head.dataset.b) { row.cells[column].classList.toggle("pick", head.dataset.b === bits[i]); }
+    var pick = function () {};
+    if (box) { pick = whatIf(); }
+    function whatIf() {
+      var front = model.front, writer = model.writer;
+      var slider = box.querySelector("input"), out = box.querySelector("output");
+      var link = section.querySelector(".plan");
+      var chosen = rows.map(bitsOf);
+      var nearest = 0, mean = Number(box.dataset.avg), picked = null;
+      front.forEach(function (p, i) { if (Math.abs(p.avg - mean) < Math.abs(front[nearest].avg - mean)) { nearest = i; } });
+      box.hidden = false;
+      // undefined for what the plan leaves in float
+      function format(p, i) { return writer.formats[p.choices.charCodeAt(i) - 48]; }
+      function label(p, i) {
+        var form = writer && format(p, i);
+        return writer ? (form ? writer.words[form[3]][0] : "\u2013") : p.labels[i];
+      }
+      function show(widths) {
+        rows.forEach(function (row, i) {
+          var inSheet = sheet(row).parentNode.querySelector("summary b");
+          row.querySelector(".bits strong").textContent = widths[i];
+          if (inSheet) { inSheet.textContent = widths[i]; }
+          columns.forEach(function (column) { row.cells[column].classList.toggle("pick", heads[column].dataset.b === widths[i]); });
         });
+      }
+      function reset() {
+        picked = null;
+        slider.value = nearest;
+        slider.setAttribute("aria-valuetext", "the recommended plan");
+        show(chosen);
+        out.textContent = "The recommended plan is shown.";
+        keep("plan" + number, "");
+      }
+      function choose(at) {
+        picked = front[at];
+        slider.value = at;
+        show(rows.map(function (row, i) { return label(picked, i); }));
+        var text = picked.avg.toFixed(2) + " bits, " + picked.mb.toFixed(2) + " MB, " + picked.gb.toFixed(2) + " \u00d7 10\u2079 bit operations, predicted " +
+          box.dataset.loss + " " + picked.drop.toFixed(1) + " points (" + picked.low.toFixed(1) + " to " + picked.high.toFixed(1) + ")";
+        if (picked.measured) { text += "; measured as a whole: " + picked.measured; }
+        slider.setAttribute("aria-valuetext", text);
+        out.textContent = text + ". The same plan by command: " + box.dataset.command + picked.point;
+      }
+      function object(names, values) {
+        var texts = values.split(" ");
+        return "{\n" + names.map(function (key, k) { return '  "' + key + '": ' + texts[k]; }).join(",\n") + "\n }";
+      }
+      // the very bytes that vitsense plan --point writes
+      function reason(i) {
+        var own = format(picked, i)[3], table = writer.nats[i], at = writer.words[own][1], below = table[own][1];
+        function fill(text, values) { return text.replace(/\{(\w+)\}/g, function (_, key) { return values[key]; }); }
+        var cost = fill(data.reasons.cost, { kl: table[own][0], at: at, share: picked.shares.charCodeAt(i) - 48 });
+        if (writer.pinned.indexOf(i) >= 0) { return fill(data.reasons.pinned, { at: at, cost: cost }); }
+        if (below < 0) { return fill(data.reasons.narrowest, { cost: cost }); }
+        return fill(data.reasons.below, { cost: cost, below: writer.words[below][1], next: table[below][0] });
+      }
+      function plan() {
+        if (!picked) {
+          var raw = atob(link.href.split(",")[1]);
+          return new TextDecoder().decode(Uint8Array.from(raw, function (c) { return c.charCodeAt(0); }));
+        }
+        var modules = [];
+        rows.forEach(function (row, i) {
+          var form = format(picked, i);
+          if (!form) { return; }
+          modules.push({
+            name: moduleOf(row), bits: form[0], role: row.cells[1].textContent, weight: form[1], activation: form[2],
+            pinned: writer.pinned.indexOf(i) >= 0, reason: reason(i)
+          });
+        });
+        var text = JSON.stringify(modules, null, 1).replace(/\n/g, "\n ");
+        return writer.parts[0] + text + writer.parts[1] + picked.text[0] + writer.parts[2] + object(writer.cost, picked.text[1]) + writer.parts[3] + object(writer.predicted, picked.text[2]) + writer.parts[4];
+      }
+      slider.addEventListener("input", function () { choose(Number(slider.value)); keep("plan" + number, slider.value); });
+      box.querySelector(".reset").addEventListener("click", reset);
+      box.querySelector(".save").hidden = !writer;
+      box.querySelector(".save").addEventListener("click", function () { save(plan(), link.download, "application/json"); });
+      return function (at) { if (front[at]) { choose(at); } else { reset(); } };
+    }
+
+    // what the address says
+    function restore() {
+      var wanted = /^(\d+)([ad])$/.exec(state["sort" + number] || "");
+      [[input, "filter"], [role, "role"], [block, "block"], [group, "group"]].forEach(function (pair) {
+        pair[0].value = state[pair[1] + number] || "";
       });
+      filter();
+      if (wanted && heads[wanted[1]] && heads[wanted[1]].dataset.sort) {
+        sortBy(Number(wanted[1]), wanted[2] === "a" ? "ascending" : "descending");
+      } else { arrange(); }
+      pick(state["plan" + number] === undefined ? -1 : Number(state["plan" + number]));
     }
-    function reset() {
-      picked = null;
-      slider.value = nearest;
-      show(chosen);
-      out.textContent = "The recommended plan is shown.";
-    }
-    function pick() {
-      picked = front[Number(slider.value)];
-      show(Array.from(picked.bits).map(function (c) { return c === "g" ? "16" : c; }));
-      var words = picked.avg.toFixed(2) + " bits, " + picked.mb.toFixed(2) + " MB, predicted " + box.dataset.loss + " " +
-        picked.drop.toFixed(1) + " points (" + picked.low.toFixed(1) + " to " + picked.high.toFixed(1) + ")";
-      slider.setAttribute("aria-valuetext", words);
-      out.textContent = words + ". The same plan by command: " + box.dataset.command + picked.avg.toFixed(3);
-    }
-    // the file of the recommended plan with other bits; what was measured does not hold for them
-    function plan() {
-      var raw = atob(link.href.split(",")[1]);
-      var text = new TextDecoder().decode(Uint8Array.from(raw, function (c) { return c.charCodeAt(0); }));
-      if (!picked) { return text; }
-      var made = JSON.parse(text), bits = {};
-      rows.forEach(function (row) { bits[row.cells[0].textContent] = row.querySelector(".bits strong").textContent; });
-      made.modules.forEach(function (module) {
-        var label = bits[module.name], whole = /^\d+$/.test(label);
-        module.bits = heads.reduce(function (n, h) { return h.dataset.b === label ? Number(h.dataset.bits) : n; }, module.bits);
-        if (module.weight) { module.weight = whole ? "int" + label : label; }
-        if (module.activation) { module.activation = whole ? "uint" + label : label; }
-        module.reason = "";
-      });
-      made.budget = "avg-bits=" + picked.avg.toFixed(3);
-      made.cost = { avg_bits: picked.avg, size_mb: picked.mb, bitops_g: picked.gb };
-      made.predicted = { drop: picked.drop, low: picked.low, high: picked.high };
-      made.measured = null;
-      return JSON.stringify(made, null, 1) + "\n";
-    }
-    slider.addEventListener("input", pick);
-    box.querySelector(".reset").addEventListener("click", reset);
-    box.querySelector(".save").addEventListener("click", function () { save(plan(), link.download); });
-    reset();
+    restore();
+  });
+
+  // a place inside something folded is unfolded
+  function open() {
+    var target = place() && byId(place());
+    if (!target) { return; }
+    for (var node = target; node; node = node.parentNode) { if (node.tagName === "DETAILS") { node.open = true; } }
+    target.scrollIntoView();
+    if (target.tabIndex < 0 && target.hasAttribute("tabindex")) { target.focus({ preventScroll: true }); }
+  }
+  window.addEventListener("hashchange", function () {
+    // a link within the page keeps the state
+    if (location.hash.indexOf("=") < 0) { writeState(); }
+    open();
+  });
+  open();
+  document.querySelectorAll("main h2[id], main h3[id]").forEach(function (head) {
+    var link = document.createElement("a");
+    link.className = "self";
+    link.href = "#" + (head.parentNode.id && head.id === head.parentNode.id + "-title" ? head.parentNode.id : head.id);
+    link.textContent = "#";
+    link.setAttribute("aria-label", "Link to: " + head.textContent);
+    head.appendChild(link);
   });
 
   // printing shows everything
   window.addEventListener("beforeprint", function () {
-    document.querySelectorAll("details").forEach(function (d) { d.open = true; });
+    document.querySelectorAll("details").forEach(function (d) { d.dataset.was = d.open ? "1" : ""; d.open = true; });
+  });
+  window.addEventListener("afterprint", function () {
+    document.querySelectorAll("details").forEach(function (d) { d.open = d.dataset.was === "1"; });
   });
 })();

@@ -5,8 +5,8 @@ Needs Chromium (``VITSENSE_CHROMIUM`` or ``/usr/bin/chromium``); skipped without
 
 from __future__ import annotations
 
+import csv
 import io
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from report_fixture import HOSTILE, make_run
 
-from vitsense.plan.plan import Plan
+from vitsense.plan.again import plan_at
 from vitsense.report import compose, write_report
 from vitsense.report.document import Document
 
@@ -94,8 +94,7 @@ def test_it_opens_offline_without_requests_or_errors(visit: Any) -> None:
 def test_axe_finds_no_violation(visit: Any, theme: str, width: int) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = visit(color_scheme=theme, viewport={"width": width, "height": 900}, bypass_csp=True)
-    for folded in page.locator("summary").all():
-        folded.click()
+    page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     found = axe.Axe().run(page).response["violations"]
     assert [(v["id"], [n["target"] for n in v["nodes"]][:3]) for v in found] == []
 
@@ -176,12 +175,92 @@ def test_a_cell_tells_its_interval_to_pointer_and_keyboard(visit: Any, document:
     page.locator("#heat-1 tbody tr").nth(10).locator("td").nth(5).hover()
     row = model.rows[10]
     cell = row.cells[2]
-    assert readout.inner_text().startswith(f"{row.name} at {cell.bits} bits: {cell.detail}")
+    expected = f"{row.name} at {cell.bits} bits: {cell.detail}, {cell.nats} nats"
+    assert readout.inner_text().startswith(expected)
     page.locator("#heat-1 tbody th").first.focus()
-    assert f"{model.rows[0].bits} bits recommended, {model.rows[0].reason}" in readout.inner_text()
+    assert f"{model.rows[0].bits} bits. Plan: {model.rows[0].reason}" in readout.inner_text()
     for key in ("ArrowDown", *["ArrowRight"] * 4):
         page.keyboard.press(key)
     assert model.rows[1].cells[0].detail in readout.inner_text()
+
+
+def test_a_module_opens_its_own_part_by_pointer_keyboard_and_address(
+    visit: Any, document: Document
+) -> None:
+    page = visit()
+    part = page.locator("#m1-7")
+    assert not part.is_visible()
+    page.locator("#r1-7 a").click()
+    assert part.is_visible()
+    assert page.url.endswith("#m1-7")
+    assert page.evaluate("document.activeElement.id") == "m1-7"
+    page.locator("#heat-1 tbody th").first.focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert page.locator("#m1-1").is_visible()
+    worst = document.models[0].rows[document.models[0].worst[1]]
+    page.goto(page.url.partition("#")[0] + f"#m0-{worst.index}")
+    page.reload()
+    assert page.locator(f"#m0-{worst.index}").is_visible()
+    pictures = page.locator(f"#m0-{worst.index} svg[role=img]")
+    assert pictures.count() == len(worst.sheet.tensors)
+
+
+def test_the_address_keeps_what_was_chosen(visit: Any, browser: Any) -> None:
+    page = visit()
+    page.locator("#heat-1 thead th").last.get_by_role("button").click()
+    page.locator("#filter-1").fill("conv")
+    page.locator("#group-1").select_option("block")
+    page.locator("#slider-1").fill("5")
+    page.locator("#theme").click()
+    page.locator("#r1-13 a").click()
+    other = browser.new_page()
+    other.goto(page.url)
+    see = (
+        "[...document.querySelectorAll('#heat-1 tbody tr')].map(r => [r.hidden, r.textContent])",
+        "document.getElementById('slider-1-out').textContent",
+        "document.documentElement.dataset.theme",
+        "document.querySelector('#heat-1 [aria-sort]').textContent",
+    )
+    assert [other.evaluate(s) for s in see] == [page.evaluate(s) for s in see]
+    assert other.locator("#m1-13").is_visible()
+    assert other.locator("#heat-1 tr.group").count() > 1
+    other.close()
+
+
+def test_rows_are_grouped_with_their_share_of_the_divergence(
+    visit: Any, document: Document
+) -> None:
+    page = visit()
+    page.locator("#group-0").select_option("role")
+    model = document.models[0]
+    heads = page.locator("#heat-0 tr.group")
+    roles = list(dict.fromkeys(row.role for row in model.rows))
+    assert [t.partition(":")[0] for t in heads.locator("th").all_text_contents()] == roles
+    sums = [sum(max(r.cells[-1].sort, 0) for r in model.rows if r.role == role) for role in roles]
+    shown = [int(t.split()[0]) for t in heads.locator("td:last-child").all_text_contents()]
+    assert shown == pytest.approx([100 * s / sum(sums) for s in sums], abs=1)
+    page.locator("#role-0").select_option(roles[1])
+    assert [h.is_visible() for h in heads.all()] == [role == roles[1] for role in roles]
+    names = page.locator("#heat-0 tbody tr:not(.group):not([hidden]) th").all_text_contents()
+    assert names == [row.name for row in model.rows if row.role == roles[1]]
+
+
+def test_the_table_can_be_taken_as_csv(visit: Any, document: Document, tmp_path: Path) -> None:
+    page = visit(accept_downloads=True)
+    path = downloaded(page, page.locator("#model-0 .csv").click, tmp_path)
+    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+    model = document.models[0]
+    cells = [(r, c) for r in model.rows for c in r.cells]
+    assert [(r["module"], int(r["bits"])) for r in rows] == [(r.name, c.bits) for r, c in cells]
+    for given, (_, cell) in zip(rows, cells, strict=True):
+        if cell.nats:
+            assert float(given["loss"]) == pytest.approx(
+                float(cell.text.replace("\u2212", "-")), abs=0.06
+            )
+            assert float(given["nats"]) == pytest.approx(cell.sort, rel=0.06)
+        else:
+            assert (given["loss"], given["nats"]) == ("", "")
 
 
 def test_the_keyboard_skips_rows_that_are_filtered_out(visit: Any) -> None:
@@ -211,7 +290,7 @@ def test_the_slider_shows_the_plans_that_were_computed(visit: Any, document: Doc
         assert picked == len(model.rows)
         words = page.locator("#slider-1-out").inner_text()
         assert f"{front.avg_bits:.2f} bits, {front.size_mb:.2f} MB" in words
-        command = f"vitsense plan --model {model.key} --budget avg-bits={front.avg_bits:.3f}"
+        command = f"vitsense plan --model {model.key} --point {front.number}"
         assert words.endswith(command)
     page.locator("#model-1 .reset").click()
     assert bits.all_text_contents() == [str(row.bits) for row in model.rows]
@@ -231,28 +310,32 @@ def test_the_plan_of_the_page_is_the_file_of_the_run(visit: Any, run: Any, tmp_p
         assert downloaded(page, click, tmp_path).read_text() == run.plan_path().read_text()
 
 
-def test_a_picked_plan_can_be_loaded_and_has_the_bits_shown(
-    visit: Any, run: Any, document: Document, tmp_path: Path
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_picked_plan_is_byte_for_byte_what_the_program_writes(
+    visit: Any, run: Any, document: Document, tmp_path: Path, number: int
 ) -> None:
     page = visit(accept_downloads=True)
-    page.locator("#heat-1 thead th").last.get_by_role("button").click()  # in any order of rows
-    page.locator("#slider-1").fill("9")
-    plan = Plan.load(downloaded(page, page.locator("#model-1 .save").click, tmp_path))
-    model = document.models[1]
-    assert plan.bits == {r.name: b for r, b in zip(model.rows, model.front[9].bits, strict=True)}
-    before = {m.name: m for m in Plan.load(run.plan_path(model.key)).modules}
-    for module in plan.modules:
-        assert module.activation == f"uint{module.bits}"
-        assert (module.weight is None) == (before[module.name].weight is None)
-    assert plan.measured is None
-    assert plan.budget == f"avg-bits={model.front[9].avg_bits:.3f}"
-    assert json.loads(json.dumps(plan.to_json()))["schema"] == "vitsense.plan/1"
+    # in any order of rows, and with some filtered out
+    page.locator(f"#heat-{number} thead th").last.get_by_role("button").click()
+    page.locator(f"#filter-{number}").fill("1")
+    model = document.models[number]
+    for at in (0, 9, len(model.front) - 1):
+        page.locator(f"#slider-{number}").fill(str(at))
+        taken = downloaded(page, page.locator(f"#model-{number} .save").click, tmp_path)
+        plan, path = plan_at(
+            run, model.front[at].number, model=model.key, out=tmp_path / "by-program.json"
+        )
+        assert taken.read_bytes() == path.read_bytes()
+        assert plan.measured is None
+        assert plan.bits == {
+            r.name: b for r, b in zip(model.rows, model.front[at].bits, strict=True)
+        }
 
 
 def test_every_control_can_be_reached_by_keyboard(visit: Any) -> None:
     page = visit()
     reached = set()
-    for _ in range(200):
+    for _ in range(300):
         page.keyboard.press("Tab")
         reached.add(
             page.evaluate(
@@ -260,7 +343,8 @@ def test_every_control_can_be_reached_by_keyboard(visit: Any) -> None:
                 " return e.id || e.className || e.textContent.slice(0, 20); })()"
             )
         )
-    wanted = {"theme", "slider-0", "filter-0", "reset", "save", "plan", "slider-1", "filter-1"}
+    wanted = {"theme", "slider-0", "filter-0", "role-0", "block-0", "group-0", "csv", "reset"}
+    wanted |= {"save", "plan", "slider-1", "filter-1"}
     assert wanted <= reached
     assert "skip" in reached
 
@@ -271,6 +355,8 @@ def test_all_is_there_without_scripts(visit: Any, document: Document) -> None:
         assert page.locator(f"#heat-{i} tbody tr").count() == len(model.rows)
         assert page.locator(f"#model-{i} .whatif").is_hidden()
     assert page.locator("figure svg").count() == 4
+    worst = document.models[0].worst[0]
+    assert page.locator(f"#m0-{document.models[0].rows[worst].index} svg").first.is_visible()
     assert page.get_by_text(document.models[0].verdict[0]).first.is_visible()
 
 

@@ -29,7 +29,9 @@ def words(element) -> str:
     def walk(node) -> None:
         if not isinstance(node.tag, str) or node.tag in SILENT:
             return
-        if node.tag.endswith("}svg"):
+        if node.get("aria-hidden"):
+            return
+        if node.tag.endswith("svg"):
             parts.append(f"[picture: {node.get('aria-label')}]")
             return
         if node.tag in BLOCKS:

@@ -11,12 +11,11 @@ from report_fixture import make_run
 
 from vitsense.report import compose
 from vitsense.report.compose_model import LEVELS
-from vitsense.report.document import Distribution, Document
+from vitsense.report.document import Document
 from vitsense.report.drawing import COLOURS, MARKERS, Picture, cividis
 from vitsense.report.figures import pictures
 from vitsense.report.formatters import short
-from vitsense.report.inline import inline
-from vitsense.report.svg import HEIGHT, WIDTH, histogram_path, sigma_ticks
+from vitsense.report.inline import classes_for, inline
 
 PAGES = ("#ffffff", "#14171c")
 """Backgrounds of the light and the dark theme."""
@@ -174,36 +173,12 @@ def test_inline_escapes_the_alternative_and_leaves_text_alone() -> None:
     assert '<text>#1b1f24 id="a" url(#b) 1.0 </text>' in made
 
 
-def small(edges: tuple[float, float], heights: tuple[float, ...]) -> Distribution:
-    return Distribution(
-        site="input",
-        module="m",
-        edges=edges,
-        heights=heights,
-        kurtosis="1",
-        outliers="0",
-        variance="1",
-        summary="s",
-    )
-
-
-def test_a_histogram_fills_its_box() -> None:
-    path = histogram_path(small((-3, 3), (0.0, 0.5, 1.0, 0.25)))
-    steps = [float(v) for v in re.findall(r"h([\d.]+)", path)]
-    tops = [float(v) for v in re.findall(r"V([\d.]+)h", path)]
-    assert sum(steps) == pytest.approx(WIDTH)
-    assert tops[0] == HEIGHT
-    assert min(tops) == tops[2] == 4
-    assert path.endswith("Z")
-
-
-def test_ticks_stand_at_the_mean_and_six_sigma_where_they_fit() -> None:
-    ticks = sigma_ticks(small((-6.0, 12.0), (1.0,)))
-    assert [label for _, label in ticks] == ["\u22126\u03c3", "mean", "6\u03c3"]
-    assert [x for x, _ in ticks] == pytest.approx([0, WIDTH / 3, 2 * WIDTH / 3])
-    assert [label for _, label in sigma_ticks(small((-1.0, 1.0), (1.0,)))] == ["mean"]
-
-
-def test_the_mean_has_no_label_where_it_would_meet_its_neighbours() -> None:
-    labels = [label for _, label in sigma_ticks(small((-60.0, 60.0), (1.0,)))]
-    assert labels == ["\u22126\u03c3", "", "6\u03c3"]
+def test_styles_that_recur_become_classes_and_nothing_else_changes() -> None:
+    svgs = {
+        "a": '<svg><path style="fill:#0072B2;stroke:none"/><text style="x:1"> style="a"</text>',
+        "b": '<svg><path d="M0 0" style="fill:#0072B2;stroke:none"/></svg>',
+    }
+    made, style = classes_for(svgs)
+    assert made["a"] == '<svg><path class="z0"/><text style="x:1"> style="a"</text>'
+    assert made["b"] == '<svg><path d="M0 0" class="z0"/></svg>'
+    assert style == "\n.figure .z0{fill:#0072B2;stroke:none}"

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitsense.errors import SiteMismatchError
+from vitsense.errors import SiteMismatchError, UserInputError
 from vitsense.formats import FormatLike
-from vitsense.plan.budget import Budget
-from vitsense.plan.latency import LatencyProfile
+from vitsense.plan.budget import Budget, BudgetKind
 from vitsense.plan.make import make_plan, tie_groups
 from vitsense.plan.plan import Plan
 from vitsense.plan.predict import DropModel
 from vitsense.plan.solve import (
+    Assignment,
     Problem,
+    assignment_of,
     default_pins,
     make_problem,
     planable_cells,
@@ -36,7 +37,6 @@ def plan_again(
     pins: Mapping[str, FormatLike] | None = None,
     keep_default_pins: bool = True,
     tie: str | None = None,
-    profile: Path | None = None,
     out: Path | None = None,
 ) -> tuple[Plan, Path]:
     """Write a plan for one model of a run.
@@ -48,20 +48,117 @@ def plan_again(
         pins: Modules fixed at given bits or formats.
         keep_default_pins: Whether the first and last module stay at 8 bits.
         tie: ``qkv`` or ``block``: equal bits within these groups.
-        profile: A latency profile, for a budget of ``latency-ms``; also gives the plan's latency.
         out: File; None is the run's own plan file.
 
     Raises:
         SiteMismatchError: the run has no such model, or a pinned module does not exist.
         UserInputError: the budget is wrong or cannot be met.
     """
+    wanted = Budget.parse(budget)
+    setting = _setting(run, model, pins or {}, keep_default_pins=keep_default_pins, tie=tie)
+    made = setting.plan(solve(setting.problem, wanted, setting.curve), wanted)
+    path = out or setting.path
+    made.save(path)
+    return made, path
+
+
+def plan_at(
+    run: RunFolder, point: int, *, model: str | None = None, out: Path | None = None
+) -> tuple[Plan, Path]:
+    """Write the plan of one point of a model's Pareto front, as the report's slider shows it.
+
+    Args:
+        run: Must hold finished measurements.
+        point: Its number in ``pareto.csv``.
+        model: Key; None is the first of the run.
+        out: File; None is the run's own plan file.
+
+    Raises:
+        SiteMismatchError: the run has no such model.
+        UserInputError: the front has no such point.
+    """
+    plans, path = front_plans(run, model=model)
+    if point not in plans:
+        known = f"0 to {max(plans)}" if plans else "none: this run has no front"
+        raise UserInputError(f"There is no point {point} on the front; the points are {known}.")
+    path = out or path
+    plans[point].plan.save(path)
+    return plans[point].plan, path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPlan:
+    """A point of the front as a plan, with what it was made from."""
+
+    plan: Plan
+    assignment: Assignment
+    problem: Problem
+
+
+def front_plans(run: RunFolder, *, model: str | None = None) -> tuple[dict[int, FrontPlan], Path]:
+    """Every point of a model's front as a plan that was not measured, and the run's plan file.
+
+    Raises:
+        SiteMismatchError: the run has no such model or no finished measurement of it.
+    """
+    setting = _setting(run, model, {}, keep_default_pins=True, tie=None)
+    bits = run.table("pareto_bits")
+    bits = bits[bits["model"] == setting.entry["key"]]
+    found = {}
+    for point, part in bits.groupby("point"):
+        chosen = dict(zip(part["module"], part["format"], strict=True))
+        assignment = assignment_of(setting.problem, chosen, setting.curve)
+        budget = Budget(BudgetKind.AVG_BITS, assignment.cost.avg_bits)
+        plan = setting.plan(assignment, budget)
+        found[int(point)] = FrontPlan(plan=plan, assignment=assignment, problem=setting.problem)
+    return found, setting.path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setting:
+    """One model of a run, ready to be planned for."""
+
+    record: Mapping[str, Any]
+    entry: Mapping[str, Any]
+    problem: Problem
+    part: Part
+    curve: DropModel
+    path: Path
+
+    def plan(self, assignment: Assignment, budget: Budget) -> Plan:
+        record = self.record
+        return make_plan(
+            self.problem,
+            assignment,
+            budget,
+            model=_identity(self.entry),
+            quantization={
+                **record["settings"]["quant"],
+                "weight": "symmetric",
+                "activation": "affine, per tensor",
+                "part": self.part.value,
+            },
+            provenance={
+                "versions": record["provenance"]["versions"],
+                "seed": record["settings"]["seed"],
+            },
+        )
+
+
+def _setting(
+    run: RunFolder,
+    model: str | None,
+    pins: Mapping[str, FormatLike],
+    *,
+    keep_default_pins: bool,
+    tie: str | None,
+) -> _Setting:
     record = run.read_run()
     entries = {entry["key"]: entry for entry in record["models"]}
     key = model or next(iter(entries))
     if key not in entries:
         raise SiteMismatchError(f"The run has no model {key!r}; it has {', '.join(entries)}.")
     entry = entries[key]
-    wanted = Budget.parse(budget)
     modules, sensitivity = (
         frame[frame["model"] == key] for frame in (run.table("modules"), run.table("sensitivity"))
     )
@@ -80,48 +177,18 @@ def plan_again(
         modules,
         sensitivity,
         entry["params"],
-        pins={**fixed, **(pins or {})},
+        pins={**fixed, **pins},
         ties=tie_groups(modules, tie) if tie else (),
         part=part,
     )
-    latency = None if profile is None else LatencyProfile.load(profile)
-    problem = replace(problem, profile=latency)
-    solved = solve(problem, wanted, DropModel(**entry["drop_model"]))
-    made = make_plan(
-        problem,
-        solved,
-        wanted,
-        model=_identity(entry),
-        quantization={
-            **record["settings"]["quant"],
-            "weight": "symmetric",
-            "activation": "affine, per tensor",
-            "part": part.value,
-        },
-        provenance={
-            "versions": record["provenance"]["versions"],
-            "seed": record["settings"]["seed"],
-            **({} if latency is None else _latency(problem, latency, solved.formats)),
-        },
+    return _Setting(
+        record=record,
+        entry=entry,
+        problem=problem,
+        part=part,
+        curve=DropModel(**entry["drop_model"]),
+        path=run.plan_path(None if key == next(iter(entries)) else key),
     )
-    path = out or run.plan_path(None if key == next(iter(entries)) else key)
-    made.save(path)
-    return made, path
-
-
-def _latency(
-    problem: Problem, profile: LatencyProfile, formats: Mapping[str, str]
-) -> dict[str, Any]:
-    """The plan's latency, and whether it is an estimate, for the provenance."""
-    rows = problem.modules[["module", "params", "macs"]].to_dict("records")
-    total = sum(
-        profile.milliseconds(
-            str(row["module"]), int(row["params"]), int(row["macs"]), formats[str(row["module"])]
-        )
-        for row in rows
-    )
-    kind = "estimate" if profile.is_estimate else "measured per module"
-    return {"latency": {"profile": profile.name, "ms": total, "kind": kind}}
 
 
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -60,25 +60,51 @@ def _module_plan(
     )
 
 
+REASONS = {
+    "cost": "{kl} nats at {at} ({share} % of the plan's sum)",
+    "pinned": "pinned at {at}; {cost}",
+    "narrowest": "narrowest width measured; {cost}",
+    "below": "{cost}; {below} would cost {next}",
+}
+"""What a reason says; the report fills in the same words."""
+
+
+def share_of(problem: Problem, assignment: Assignment, name: str) -> str:
+    """Percent of the plan's summed divergence that one module causes, without digits."""
+    total = assignment.prediction.kl
+    share = 100 * problem.divergence[name][assignment.formats[name]] / total if total > 0 else 0.0
+    return f"{share:.0f}"
+
+
+def next_narrower(table: Mapping[str, float], chosen: str) -> str | None:
+    """Of the next narrower formats the best; None if ``chosen`` is the narrowest."""
+    form = format_of(chosen)
+    narrower = [o for o in map(format_of, table) if o.effective_bits < form.effective_bits]
+    if not narrower:
+        return None
+    return max(narrower, key=lambda other: (other.effective_bits, -table[other.name])).name
+
+
+def nats(value: float) -> str:
+    """A divergence in a reason."""
+    return f"{value:.2g}"
+
+
 def _reasons(problem: Problem, assignment: Assignment) -> dict[str, str]:
     """One sentence per module from its divergence, in its format and one step narrower."""
-    total = assignment.prediction.kl
     found = {}
     for name, chosen in assignment.formats.items():
-        table, form = problem.divergence[name], format_of(chosen)
-        narrower = [
-            other for other in map(format_of, table) if other.effective_bits < form.effective_bits
-        ]
-        share = 100 * table[chosen] / total if total > 0 else 0.0
-        costs = f"{table[chosen]:.2g} nats at {form.words} ({share:.0f} % of the plan's sum)"
+        table, words = problem.divergence[name], format_of(chosen).words
+        share = share_of(problem, assignment, name)
+        cost = REASONS["cost"].format(kl=nats(table[chosen]), at=words, share=share)
+        below = next_narrower(table, chosen)
         if name in problem.pins:
-            found[name] = f"pinned at {form.words}; {costs}"
-        elif not narrower:
-            found[name] = f"narrowest width measured; {costs}"
+            found[name] = REASONS["pinned"].format(at=words, cost=cost)
+        elif below is None:
+            found[name] = REASONS["narrowest"].format(cost=cost)
         else:
-            # of the next narrower ones the best
-            below = max(narrower, key=lambda other: (other.effective_bits, -table[other.name]))
-            found[name] = f"{costs}; {below.words} would cost {table[below.name]:.2g}"
+            known = {"below": format_of(below).words, "next": nats(table[below])}
+            found[name] = REASONS["below"].format(cost=cost, **known)
     return found
 
 

@@ -6,30 +6,28 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vitsense.formats import NumberFormat, format_of
 from vitsense.plan.plan import Plan
 from vitsense.report.chapters import model_chapters
+from vitsense.report.compose_front import front_of
+from vitsense.report.compose_sheets import sheets
 from vitsense.report.document import (
     Card,
-    Distribution,
-    FrontPoint,
     HeatCell,
     ModelReport,
     ModuleRow,
     PlanRow,
     Status,
 )
-from vitsense.report.formatters import count, known, loss_of, number, percent, short, span, visible
+from vitsense.report.formatters import count, known, loss_of, number, short, span, visible
 from vitsense.report.plan_names import plan_name
+from vitsense.report.sheet import Sheet
 from vitsense.report.source import Source
 from vitsense.verdict import verdict, worst_modules
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vitsense.runfolder import RunFolder
 
 WORST = 12
 """Modules whose distributions are shown."""
@@ -45,10 +43,13 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
     mine = {name: frame[frame["model"] == key] for name, frame in source.tables().items()}
     plan_path = run.plan_path(None if source.is_first(entry) else key)
     plan = Plan.load(plan_path) if plan_path.is_file() else None
+    planned = () if plan is None else plan.modules
+    planned_bits = {m.name: m.bits for m in planned if format_of(m.format).is_integer}
     sensitivity = _shown(mine["sensitivity"])
     forms = sorted(map(format_of, sorted(set(sensitivity["format"]))), key=_wide_first)
     joint = mine["joint"]
     labelled = source.labelled(key)
+    front, writer = front_of(source, entry)
     return ModelReport(
         key=key,
         name=entry["name"],
@@ -59,10 +60,13 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         verdict=(*_sentences(key, entry, sensitivity, joint), *_plan_note(plan, joint)),
         cards=tuple(_cards(entry, joint, sensitivity)),
         columns=tuple((form.label, form.bits) for form in forms),
-        rows=tuple(_rows(mine["modules"], sensitivity, plan, forms)),
-        distributions=tuple(_distributions(run, key, mine["statistics"], sensitivity)),
+        rows=tuple(
+            _rows(mine["modules"], sensitivity, plan, forms, sheets(source, key, planned_bits))
+        ),
+        worst=_worst(mine["modules"], sensitivity),
         plans=tuple(_plan_row(row) for row in joint.to_dict("records")),
-        front=tuple(_front(mine["pareto"], mine["pareto_bits"], mine["modules"])),
+        front=front,
+        writer=writer,
         avg_bits=round(plan.cost["avg_bits"], 3) if plan is not None and plan.cost else 0.0,
         marks=tuple(_marks(joint[~joint["plan"].str.startswith("random-")])),
         coverage=tuple(
@@ -185,6 +189,7 @@ def _rows(
     sensitivity: pd.DataFrame,
     plan: Plan | None,
     forms: Sequence[NumberFormat],
+    sheet_of: Mapping[str, Sheet],
 ) -> list[ModuleRow]:
     planned = {m.name: m for m in plan.modules} if plan is not None else {}
     cells = {(r["module"], r["format"]): r for r in sensitivity.to_dict("records")}
@@ -204,6 +209,7 @@ def _rows(
                 pinned=chosen.pinned if chosen else False,
                 reason=chosen.reason if chosen else "",
                 cells=tuple(_cell(form, cells.get((name, form.name))) for form in forms),
+                sheet=sheet_of[name],
             )
         )
     return rows
@@ -221,6 +227,7 @@ def _cell(form: NumberFormat, row: Mapping[str, Any] | None) -> HeatCell:
             label=form.label,
             text="\u2013",
             detail=f"not measured: {reason}",
+            nats="",
             sort=-1,
             level=0,
             noise=False,
@@ -234,11 +241,9 @@ def _cell(form: NumberFormat, row: Mapping[str, Any] | None) -> HeatCell:
         bits=form.bits,
         label=form.label,
         text=number(value),
-        detail=(
-            f"{number(value, 2)} ({span(low, high, 2)}), {short(kl)} nats "
-            f"({short(float(row['kl_low']))} to {short(float(row['kl_high']))})"
-            + (f", {int(row['n'])} images" if row["mode"] == "adaptive" else "")
-        ),
+        detail=f"{number(value, 2)} ({span(low, high, 2)})"
+        + (f", {int(row['n'])} images" if row["mode"] == "adaptive" else ""),
+        nats=f"{short(kl)} ({short(float(row['kl_low']))} to {short(float(row['kl_high']))})",
         sort=float(f"{kl:.3g}"),
         level=heat_level(kl),
         noise=noise,
@@ -253,7 +258,8 @@ def _estimated(form: NumberFormat, row: Mapping[str, Any]) -> HeatCell:
         bits=form.bits,
         label=form.label,
         text=f"~{short(kl)}",
-        detail=f"estimated: {short(kl)} nats ({between}); the loss was not measured",
+        detail="the loss was not measured; estimated",
+        nats=f"{short(kl)} ({between})",
         sort=float(f"{kl:.3g}"),
         level=heat_level(kl),
         noise=False,
@@ -269,6 +275,7 @@ def _bounded_cell(row: Mapping[str, Any]) -> HeatCell:
         label=format_of(str(row["format"])).label,
         text=f"\u2264{number(most)}",
         detail=str(row["reason"]),
+        nats=f"at most {short(kl)}",
         sort=float(f"{kl:.3g}"),
         level=heat_level(kl),
         noise=True,
@@ -283,48 +290,10 @@ def heat_level(kl: float) -> int:
     return round(LEVELS * min(place, 1.0))
 
 
-def _distributions(
-    run: RunFolder, key: str, statistics: pd.DataFrame, sensitivity: pd.DataFrame
-) -> list[Distribution]:
-    """The heaviest-tailed tensor of each of the worst modules."""
+def _worst(modules: pd.DataFrame, sensitivity: pd.DataFrame) -> tuple[int, ...]:
     worst = worst_modules(sensitivity, WORST)
-    if worst is None:
-        return []
-    arrays = run.arrays("histograms")
-    found = []
-    for name in worst[0]:
-        sites = statistics[statistics["module"] == name]
-        if sites.empty:
-            continue
-        row = sites.sort_values("kurtosis", ascending=False, kind="stable").iloc[0]
-        edges = arrays.get(f"{key}|{row['site']}|edges")
-        counts = arrays.get(f"{key}|{row['site']}|counts")
-        if edges is not None and counts is not None:
-            found.append(_distribution(row, edges, counts))
-    return found
-
-
-def _distribution(row: Any, edges: Any, counts: Any) -> Distribution:
-    deviation = math.sqrt(float(row["variance"])) or 1.0
-    low, high = ((float(e) - float(row["mean"])) / deviation for e in (edges[0], edges[-1]))
-    logs = np.log10(1 + np.asarray(counts, dtype=float))
-    heights = tuple(round(float(v), 3) for v in logs / max(float(logs.max()), 1e-9))
-    role = str(row["site"]).rpartition(":")[2].replace("_", " ")
-    outliers = percent(float(row["outliers_6"]))
-    kurtosis = short(float(row["kurtosis"]))
-    return Distribution(
-        site=role,
-        module=str(row["module"]),
-        edges=(round(low, 3), round(high, 3)),
-        heights=heights,
-        kurtosis=kurtosis,
-        outliers=outliers,
-        variance=short(float(row["variance"])),
-        summary=(
-            f"Histogram of {row['module']}, {role}: from {number(low)} to {number(high)} standard "
-            f"deviations, excess kurtosis {kurtosis}, {outliers} of the values beyond 6 sigma."
-        ),
-    )
+    places = {name: i for i, name in enumerate(modules.sort_values("index")["module"])}
+    return () if worst is None else tuple(places[name] for name in worst[0])
 
 
 def _plan_row(row: Mapping[str, Any]) -> PlanRow:
@@ -344,28 +313,6 @@ def _plan_row(row: Mapping[str, Any]) -> PlanRow:
         divergence=f"{short(float(row['kl']))} ({short(float(row['kl_low']))} to "
         f"{short(float(row['kl_high']))})",
     )
-
-
-def _front(pareto: pd.DataFrame, bits: pd.DataFrame, modules: pd.DataFrame) -> list[FrontPoint]:
-    order = list(modules.sort_values("index")["module"])
-    by_point = {
-        int(p): dict(zip(g["module"], map(format_of, g["format"]), strict=True))
-        for p, g in bits.groupby("point")
-    }
-    return [
-        FrontPoint(
-            # rounded up: as a budget it must still admit this point
-            avg_bits=math.ceil(1000 * float(row["avg_bits"]) - 1e-6) / 1000,
-            size_mb=round(float(row["size_mb"]), 4),
-            bitops_g=round(float(row["bitops_g"]), 4),
-            drop=round(float(row["predicted_drop"]), 3),
-            low=round(float(row["predicted_low"]), 3),
-            high=round(float(row["predicted_high"]), 3),
-            bits=tuple(by_point[int(row["point"])][name].bits for name in order),
-            labels=tuple(by_point[int(row["point"])][name].label for name in order),
-        )
-        for row in pareto.to_dict("records")
-    ]
 
 
 def _marks(plans: pd.DataFrame) -> list[tuple[str, float, float, float, float]]:

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from vitsense.report.section import Section
+from vitsense.report.sheet import Sheet
 
 REPORT_SCHEMA = "vitsense.report/1"
 """Schema of ``report.json``."""
@@ -44,7 +45,9 @@ class HeatCell:
     text: str
     """The loss, ``-`` where it was not measured."""
     detail: str
-    """Loss, then divergence, with intervals; or the reason why there are none."""
+    """The loss with its interval; or the reason why there is none."""
+    nats: str
+    """The divergence with its interval, nats; empty where not measured."""
     sort: float
     """Divergence, nats, to three digits; -1 where not measured."""
     level: int
@@ -68,23 +71,8 @@ class ModuleRow:
     pinned: bool
     reason: str
     cells: tuple[HeatCell, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distribution:
-    """The histogram of one tensor, for a small picture."""
-
-    site: str
-    module: str
-    edges: tuple[float, float]
-    """Ends of the 64 equal bins, in standard deviations from the mean."""
-    heights: tuple[float, ...]
-    """Logarithm of the counts, 0 to 1."""
-    kurtosis: str
-    outliers: str
-    variance: str
-    summary: str
-    """In words, for people who do not see the picture."""
+    sheet: Sheet
+    """Its tensors and their grids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +92,8 @@ class PlanRow:
 class FrontPoint:
     """A point of the Pareto front."""
 
+    number: int
+    """In ``pareto.csv``; ``vitsense plan --point`` takes it."""
     avg_bits: float
     size_mb: float
     bitops_g: float
@@ -114,6 +104,36 @@ class FrontPoint:
     """In the order of the module table."""
     labels: tuple[str, ...]
     """Of the formats, in the same order."""
+    measured: str
+    """The loss of this very plan, where it was measured as a whole."""
+    choices: str
+    """One letter per module: the place of its format in `PlanWriter.formats`, from ``0``."""
+    shares: str
+    """One letter per module: its percent of the summed divergence, from ``0``."""
+    budget: str
+    cost: str
+    predicted: str
+    """These three as they stand in the plan's file; of cost and prediction the values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanWriter:
+    """What the plan files of a front have in common, so that the page writes the same bytes."""
+
+    parts: tuple[str, ...]
+    """Text before, between and after modules, budget, cost and prediction."""
+    cost: tuple[str, ...]
+    predicted: tuple[str, ...]
+    """Names of the values in these two parts."""
+    formats: tuple[tuple[int, str | None, str | None, int], ...]
+    """Bits, format of the weight, format of the activations, place of the name in ``words``."""
+    words: tuple[tuple[str, str], ...]
+    """Label and words of every measured format."""
+    pinned: tuple[int, ...]
+    """Places of modules that are pinned."""
+    nats: tuple[tuple[tuple[str, int], ...], ...]
+    """Per module and format: divergence as the reasons show it, and the place of the next narrower
+    format, -1 if there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +152,11 @@ class ModelReport:
     columns: tuple[tuple[str, int], ...]
     """Label and bits of every format, wide to narrow."""
     rows: tuple[ModuleRow, ...]
-    distributions: tuple[Distribution, ...]
+    worst: tuple[int, ...]
+    """Places in ``rows`` of the most sensitive modules, the worst first."""
     plans: tuple[PlanRow, ...]
     front: tuple[FrontPoint, ...]
+    writer: PlanWriter | None
     avg_bits: float
     """Of the recommended plan; 0 if there is none."""
     marks: tuple[tuple[str, float, float, float, float], ...]

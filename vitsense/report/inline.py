@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Mapping
 
 from vitsense.report.drawing import INK
 
@@ -67,3 +69,23 @@ def _without_empty_groups(svg: str) -> str:
         svg = re.sub(r"<g>(<use [^>]*/>)</g>", r"\1", svg)
         svg = svg.replace("<g></g>", "").replace("<defs></defs>", "")
     return svg
+
+
+def classes_for(svgs: Mapping[str, str]) -> tuple[dict[str, str], str]:
+    """The SVGs with classes in place of styles that occur again and again, and the style sheet."""
+    pattern = re.compile(r' style="([^"]*)"')
+    counts = Counter(
+        style
+        for svg in svgs.values()
+        for tag in _TAG.findall(svg)
+        for style in pattern.findall(tag)
+    )
+    names = {s: f"z{n}" for n, s in enumerate(s for s, k in counts.items() if k > 1 and len(s) > 9)}
+
+    def small(tag: re.Match[str]) -> str:
+        return pattern.sub(
+            lambda m: f' class="{names[m[1]]}"' if m[1] in names else m[0], tag[0], count=1
+        )
+
+    style = "".join(f"\n.figure .{name}{{{text}}}" for text, name in names.items())
+    return {name: _TAG.sub(small, svg) for name, svg in svgs.items()}, style

@@ -11,9 +11,10 @@ from pathlib import Path
 from vitsense.errors import InputMissingError, VitsenseError
 from vitsense.glyphs import font_folder
 from vitsense.report.compose_model import LEVELS
-from vitsense.report.document import Document
+from vitsense.report.document import Document, ModelReport
 from vitsense.report.drawing import COLOURS, Picture, cividis
 from vitsense.report.html import template_root
+from vitsense.report.sheet import worst_tensor
 from vitsense.report.svg import small_svg
 
 
@@ -42,9 +43,11 @@ def render_pdf(document: Document, pictures: dict[str, Picture]) -> bytes:
         for name, picture in pictures.items():
             (root / f"{name}.svg").write_text(picture.svg, encoding="utf-8")
         for i, model in enumerate(document.models):
-            for j, small in enumerate(model.distributions):
-                path = root / f"small-{i}-{j}.svg"
-                path.write_text(small_svg(small, COLOURS[i % len(COLOURS)]), encoding="utf-8")
+            tensors = [(model.rows[k].bits, worst_tensor(model.rows[k].sheet)) for k in model.worst]
+            drawn = [(bits, t.picture) for bits, t in tensors if t is not None and t.picture]
+            for j, (bits, small) in enumerate(drawn):
+                drawing = small_svg(small, COLOURS[i % len(COLOURS)], bits)
+                (root / f"small-{i}-{j}.svg").write_text(drawing, encoding="utf-8")
         try:
             made = typst.compile(
                 str(root / "report.typ"),
@@ -67,7 +70,33 @@ def _page_data(document: Document, pictures: dict[str, Picture]) -> dict[str, ob
     words = {
         name: {"title": p.title, "alt": p.alt, "reading": p.reading} for name, p in pictures.items()
     }
-    return {"d": asdict(document), "pictures": words, "heat": cividis(LEVELS)}
+    return {
+        "d": asdict(document),
+        "pictures": words,
+        "heat": cividis(LEVELS),
+        "small": [_small(model) for model in document.models],
+    }
+
+
+def _small(model: ModelReport) -> list[dict[str, object]]:
+    """The heaviest-tailed tensor of each of the most sensitive modules."""
+    found: list[dict[str, object]] = []
+    for place in model.worst:
+        row = model.rows[place]
+        tensor = worst_tensor(row.sheet)
+        if tensor is not None and tensor.picture is not None:
+            words = [tensor.numbers, tensor.grid, tensor.channels, tensor.heads]
+            causes = [f"{c.cause}: {c.remedy}" for c in row.sheet.causes]
+            found.append(
+                {
+                    "place": len(found),
+                    "name": row.name,
+                    "role": tensor.role,
+                    "alt": f"{row.name}: {tensor.picture.summary}. {tensor.numbers}.",
+                    "words": "; ".join(filter(None, (*words, *causes))),
+                }
+            )
+    return found
 
 
 def _copy_sources(root: Path) -> None:

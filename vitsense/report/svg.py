@@ -2,46 +2,71 @@
 
 from __future__ import annotations
 
-from vitsense.report.document import Distribution
+from collections.abc import Sequence
 
-WIDTH, HEIGHT = 220, 70
-"""Size of a small histogram in pixels."""
+from vitsense.report.sheet import HEIGHT, RUNG, SPARK_HEIGHT, WIDTH, Ladder, Picture
 
-ROOM = 32
-"""Pixels between the middles of two labels that do not meet."""
+_TICK = 1.4  # pixels of a mark on a grid
 
 
-def histogram_path(picture: Distribution) -> str:
-    """Outline of the 64 bars of a histogram as an SVG path, `WIDTH` x `HEIGHT`."""
-    step = WIDTH / len(picture.heights)
-    parts = [f"M0 {HEIGHT}"]
-    for height in picture.heights:
-        parts.append(f"V{HEIGHT - height * (HEIGHT - 4):.0f}h{step:.4g}")
-    parts.append(f"V{HEIGHT}Z")
+def bars_path(heights: Sequence[int], floor: int) -> str:
+    """Outline of bars one unit wide and of whole heights; equal neighbours are one line."""
+    parts = [f"M0 {floor}"]
+    before, run = 0, 0
+    for height in (*heights, None):
+        if height is not None and height == before:
+            run += 1
+            continue
+        if run:
+            parts.append(f"h{run}")
+        if height is not None:
+            parts.append(f"v{before - height}")
+            before, run = height, 1
+    parts.append(f"V{floor}Z")
     return "".join(parts)
 
 
-def sigma_ticks(picture: Distribution) -> list[tuple[float, str]]:
-    """Positions (pixels) and labels of the mean and of plus and minus 6 standard deviations.
-
-    The mean has no label where it would run into its neighbours'.
-    """
-    low, high = picture.edges
-    if high <= low:
-        return []
-    roomy = 6 / (high - low) * WIDTH >= ROOM
-    names = ((-6, "\u22126\u03c3"), (0, "mean" if roomy else ""), (6, "6\u03c3"))
-    return [((s - low) / (high - low) * WIDTH, label) for s, label in names if low <= s <= high]
+def histogram_path(picture: Picture) -> tuple[str, str]:
+    """Outline of the bins of a histogram as an SVG path, and the transform that places it."""
+    start, width = f"{picture.start:g}", f"{picture.bin:.4g}"
+    return bars_path(picture.heights, HEIGHT), f"matrix({width} 0 0 1 {start} 0)"
 
 
-def small_svg(picture: Distribution, colour: str) -> str:
-    """A histogram as an SVG file, with lines where `sigma_ticks` has labels."""
+def spark_path(channels: Sequence[int]) -> str:
+    """Outline of the channels' magnitudes as an SVG path, as wide as there are channels."""
+    return bars_path(channels, SPARK_HEIGHT)
+
+
+def height_of(picture: Picture) -> int:
+    """Pixels from the top of the histogram to below its last grid."""
+    return HEIGHT + RUNG * len(picture.ladders) + 4
+
+
+def ladder_line(ladder: Ladder, place: int) -> tuple[str, str]:
+    """Path and dashes of a grid: a mark at every number it holds, solid where marks would meet."""
+    end = ladder.start + ladder.steps * ladder.step
+    half = _TICK / 2
+    path = f"M{ladder.start - half:.4g} {HEIGHT + RUNG * place + 5}H{end + half:.4g}"
+    gap = ladder.step - _TICK
+    return path, f"{_TICK} {gap:.4g}" if gap > 0.4 else ""
+
+
+def small_svg(picture: Picture, colour: str, bits: int) -> str:
+    """A histogram with its grids as an SVG file; the grid of ``bits`` is in ``colour``."""
+    bottom = height_of(picture)
     lines = "".join(
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{HEIGHT}" stroke="#57606a" '
         'stroke-dasharray="2 3"/>'
-        for x, _ in sigma_ticks(picture)
+        for x, _ in picture.ticks
     )
+    grids = ""
+    for place, ladder in enumerate(picture.ladders):
+        path, dashes = ladder_line(ladder, place)
+        shade = colour if ladder.bits == bits else "#8b949e"
+        dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+        grids += f'<path d="{path}" stroke="{shade}" stroke-width="5" fill="none"{dashed}/>'
+    path, at = histogram_path(picture)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 2}">'
-        f'<path d="{histogram_path(picture)}" fill="{colour}"/>{lines}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom}">'
+        f'<path d="{path}" transform="{at}" fill="{colour}"/>{lines}{grids}</svg>'
     )

@@ -1,0 +1,161 @@
+"""The Pareto front, and what the page needs to write any of its plans as the program would."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vitsense.formats import NumberFormat, format_of
+from vitsense.plan.again import FrontPlan, front_plans
+from vitsense.plan.make import nats, next_narrower, share_of
+from vitsense.plan.plan import ModulePlan
+from vitsense.report.document import FrontPoint, PlanWriter
+from vitsense.report.formatters import loss_of, number, span
+from vitsense.report.source import Source
+from vitsense.runfolder import json_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_CHANGING = ("modules", "budget", "cost", "predicted")
+"""The parts of a plan file that differ from point to point, in the order of the file."""
+
+_FIRST_LETTER = 48
+NOT_PLANNED = -1
+"""Choice of a module that the plan leaves in float."""
+
+
+def letter(value: int) -> str:
+    """A small whole number as one character, so that a row of them is a short text."""
+    return chr(_FIRST_LETTER + value)
+
+
+def front_of(source: Source, entry: Any) -> tuple[tuple[FrontPoint, ...], PlanWriter | None]:
+    """The points of a model's front, and how their plans are written; None if they cannot be."""
+    key = entry["key"]
+    pareto, bits = source.table("pareto", key), source.table("pareto_bits", key)
+    order = list(source.table("modules", key).sort_values("index")["module"])
+    plans: dict[int, FrontPlan] = {}
+    if "drop_model" in entry and len(pareto):
+        plans, _ = front_plans(source.run, model=key)
+    tables = next(iter(plans.values())).problem.divergence.values() if plans else ()
+    names = tuple(dict.fromkeys(name for table in tables for name in table))
+    formats = _formats(plans, names)
+    by_point = {
+        int(p): dict(zip(g["module"], map(format_of, g["format"]), strict=True))
+        for p, g in bits.groupby("point")
+    }
+    points = tuple(
+        _point(
+            row, by_point[int(row["point"])], order, plans.get(int(row["point"])), formats, names
+        )
+        for row in _measured(pareto, source.table("joint", key)).to_dict("records")
+    )
+    if not plans:
+        return points, None
+    first = next(iter(plans.values()))
+    return points, PlanWriter(
+        parts=_parts(first),
+        cost=tuple(first.plan.cost or ()),
+        predicted=tuple(first.plan.predicted or ()),
+        formats=formats,
+        pinned=tuple(order.index(name) for name in first.problem.pins),
+        words=tuple((format_of(name).label, format_of(name).words) for name in names),
+        nats=tuple(_nats(first.problem.divergence.get(name, {}), names) for name in order),
+    )
+
+
+def _nats(table: Mapping[str, float], names: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+    """Divergence in every format of ``names``, and the place of the next narrower one."""
+    found = []
+    for name in names:
+        below = next_narrower(table, name) if name in table else None
+        found.append((nats(table.get(name, 0.0)), -1 if below is None else names.index(below)))
+    return tuple(found)
+
+
+Choice = tuple[int, str | None, str | None, int]
+
+
+def _formats(plans: dict[int, FrontPlan], names: tuple[str, ...]) -> tuple[Choice, ...]:
+    """Every combination of formats that occurs, with the place of its name."""
+    modules = (module for made in plans.values() for module in made.plan.modules)
+    return tuple(dict.fromkeys(_choice(module, names) for module in modules))
+
+
+def _choice(module: ModulePlan, names: tuple[str, ...]) -> Choice:
+    return module.bits, module.weight, module.activation, names.index(module.format)
+
+
+def _point(
+    row: dict[str, Any],
+    forms: dict[str, NumberFormat],
+    order: list[str],
+    made: FrontPlan | None,
+    formats: tuple[Choice, ...],
+    names: tuple[str, ...],
+) -> FrontPoint:
+    written = {"choices": "", "shares": "", "budget": "", "cost": "", "predicted": ""}
+    if made is not None:
+        by_name = {m.name: m for m in made.plan.modules}
+        values = made.plan.to_json()
+        written = {
+            "choices": "".join(
+                letter(formats.index(_choice(by_name[n], names)) if n in by_name else NOT_PLANNED)
+                for n in order
+            ),
+            "shares": "".join(
+                letter(int(share_of(made.problem, made.assignment, n)) if n in by_name else 0)
+                for n in order
+            ),
+            "budget": json.dumps(values["budget"]),
+            "cost": " ".join(map(json.dumps, values["cost"].values())),
+            "predicted": " ".join(map(json.dumps, values["predicted"].values())),
+        }
+    return FrontPoint(
+        number=int(row["point"]),
+        # rounded up: as a budget it must still admit this point
+        avg_bits=math.ceil(1000 * float(row["avg_bits"]) - 1e-6) / 1000,
+        size_mb=round(float(row["size_mb"]), 4),
+        bitops_g=round(float(row["bitops_g"]), 4),
+        drop=round(float(row["predicted_drop"]), 3),
+        low=round(float(row["predicted_low"]), 3),
+        high=round(float(row["predicted_high"]), 3),
+        bits=tuple(forms[name].bits if name in forms else 0 for name in order),
+        labels=tuple(forms[name].label if name in forms else "\u2013" for name in order),
+        measured=row["measured"],
+        **written,
+    )
+
+
+def _measured(pareto: pd.DataFrame, joint: pd.DataFrame) -> pd.DataFrame:
+    """A column with the measured loss of the points that were measured as whole plans."""
+    plans = joint[~joint["plan"].str.startswith(("only-", "uniform-"))].to_dict("records")
+
+    def words(point: pd.Series) -> str:
+        for row in plans:
+            same = (
+                math.isclose(row[k], point[k], rel_tol=1e-9)
+                for k in ("avg_bits", "bitops_g", "predicted_kl")
+            )
+            if all(same):
+                value, low, high = loss_of(row)
+                return f"{number(value)} ({span(low, high)})"
+        return ""
+
+    return pareto.assign(measured=[words(point) for _, point in pareto.iterrows()])
+
+
+def _parts(made: FrontPlan) -> tuple[str, ...]:
+    """What stands in every plan file before, between and after the parts that change."""
+    return _split(json_text({**made.plan.to_json(), **{n: f"\0{n}" for n in _CHANGING}}))
+
+
+def _split(text: str) -> tuple[str, ...]:
+    parts = []
+    for name in _CHANGING:
+        before, _, text = text.partition(json.dumps(f"\0{name}"))
+        parts.append(before)
+    return (*parts, text)
