@@ -57,7 +57,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", default="", help="variants whose name holds this text")
+    parser.add_argument(
+        "--only", default="", help="variants whose name holds one of these texts (with commas)"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
@@ -66,7 +68,7 @@ def main() -> None:
     model = timm.create_model(options.model, pretrained=False).train()
     images = torch.randn(options.batch, *model.default_cfg["input_size"])
     labels = torch.randint(0, model.num_classes, (options.batch,))
-    chosen = [v for v in variants(model, images) if v.name == FLOAT or options.only in v.name]
+    chosen = variants(model, images, options.only.split(","))
     for variant in chosen:
         variant.model.train()
         variant.optimizer = torch.optim.AdamW(variant.model.parameters(), lr=1e-6)
@@ -86,8 +88,8 @@ def main() -> None:
 FLOAT = "full precision"
 
 
-def variants(model: nn.Module, images: Tensor) -> list[Variant]:
-    """Everything that can be measured here."""
+def variants(model: nn.Module, images: Tensor, wanted: list[str]) -> list[Variant]:
+    """What can be measured here and has one of the wanted texts in its name."""
     catalog = find_sites(model, images[:1])
     few = images[:4]
     lsq = QatSettings(offsets=Offsets.NEVER)
@@ -97,23 +99,37 @@ def variants(model: nn.Module, images: Tensor) -> list[Variant]:
         return prepare_qat(model, plan, settings=settings, calibration=[few])
 
     layers, everything = plan_of(catalog, products=False), plan_of(catalog, products=True)
-    whole = ours(QatSettings(), everything)
-    found = [
-        Variant(FLOAT, copy.deepcopy(model)),
-        Variant("vitsense, linear layers, one step for q, k, v inputs", ours(common, layers)),
-        Variant("vitsense, linear layers, q, k, v apart", ours(lsq, layers)),
-        Variant("vitsense, every site, q, k, v apart, offsets", whole),
-        Variant("... with bin regularization", copy.deepcopy(whole), term=obr_loss),
-        Variant("... with dampening", copy.deepcopy(whole), term=dampening_loss),
-    ]
-    tracked = copy.deepcopy(whole)
-    tracker = OscillationTracker(tracked)
-    found.append(Variant("... with oscillation tracking", tracked, after=tracker.update))
-    found.append(Variant("plain LSQ function", swapped(model, PlainLinear)))
-    found.append(Variant("torch._fake_quantize_learnable_*", swapped(model, LearnableLinear)))
+
+    def whole() -> QuantizedModel:
+        return ours(QatSettings(), everything)
+
+    def tracked() -> Variant:
+        watched = whole()
+        return Variant(
+            "... with oscillation tracking", watched, after=OscillationTracker(watched).update
+        )
+
+    makers: dict[str, Callable[[], Variant | nn.Module]] = {
+        FLOAT: lambda: copy.deepcopy(model),
+        "vitsense, linear layers, one step for q, k, v inputs": lambda: ours(common, layers),
+        "vitsense, linear layers, q, k, v apart": lambda: ours(lsq, layers),
+        "vitsense, every site, q, k, v apart, offsets": whole,
+        "... with bin regularization": lambda: Variant("", whole(), term=obr_loss),
+        "... with dampening": lambda: Variant("", whole(), term=dampening_loss),
+        "... with oscillation tracking": tracked,
+        "plain LSQ function": lambda: swapped(model, PlainLinear),
+        "torch._fake_quantize_learnable_*": lambda: swapped(model, LearnableLinear),
+    }
     for name, build in (("torchao", torchao_model), ("brevitas", brevitas_model)):
         if importlib.util.find_spec(name) is not None:
-            found.append(Variant(name, build(copy.deepcopy(model))))
+            makers[name] = lambda build=build: build(copy.deepcopy(model))
+    found = []
+    for name, maker in makers.items():
+        if name == FLOAT or any(text in name for text in wanted):
+            made = maker()
+            variant = made if isinstance(made, Variant) else Variant(name, made)
+            variant.name = name
+            found.append(variant)
     return found
 
 
