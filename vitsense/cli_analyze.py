@@ -24,11 +24,13 @@ from vitsense.cli_output import (
 )
 from vitsense.cli_settings import settings_from, settings_options
 from vitsense.errors import GateFailedError, VitsenseError
-from vitsense.progress import Progress, ProgressStyle, make_progress
+from vitsense.progress import Progress, ProgressStyle, clock_text, make_progress
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vitsense.settings import AnalyzeSettings
 
 
 @click.command(
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Run folder. Default: a new one in vitsense-runs.",
 )
+@click.option("--dry-run", is_flag=True, help="Say what the run would take, and end.")
+@click.option("--probe", is_flag=True, help="With --dry-run: time two batches for an estimate.")
 @click.option("--no-report", is_flag=True, help="Do not write report.html and report.pdf.")
 @click.option(
     "--fail-if-drop",
@@ -55,6 +59,8 @@ if TYPE_CHECKING:
 def analyze(
     *,
     out: Path | None,
+    dry_run: bool,
+    probe: bool,
     no_report: bool,
     fail_if_drop: float | None,
     progress_style: str,
@@ -87,6 +93,9 @@ def analyze(
     The same command continues an interrupted run; --out with other settings is refused.
     """
     settings = settings_from(**values)
+    if dry_run:
+        _emit_forecast(settings, probe=probe, as_json=as_json)
+        return
     from vitsense.analyze import run_analysis
 
     with _showing(progress_style, quiet) as progress, _tracebacks_kept(out):
@@ -116,6 +125,28 @@ def demo(*, out: Path | None, progress_style: str, quiet: bool, as_json: bool) -
     with _showing(progress_style, quiet) as progress, _tracebacks_kept(out):
         run, _ = run_demo(out=out, progress=progress)
     _emit_run(run, as_json=as_json, shows_commands=True)
+
+
+def _emit_forecast(settings: AnalyzeSettings, *, probe: bool, as_json: bool) -> None:
+    """What a run would take."""
+    from vitsense.dry_run import forecast
+    from vitsense.quantities import size_text
+
+    found = forecast(settings, probe=probe)
+    if as_json:
+        emit_json("dry-run", {"models": [one.to_json() for one in found]})
+        return
+    for one in found:
+        time = "unknown (use --probe)" if one.seconds is None else clock_text(one.seconds)
+        emit(
+            f"{one.model}: {one.cells} cells on up to {one.images} images, worth {one.passes:g} "
+            f"forward passes of all images (--mode {settings.mode.value}); time {time}; "
+            f"memory {size_text(one.memory_bytes)} in batches of {one.batch}; "
+            f"disk {size_text(one.disk_bytes)}"
+        )
+        for option, passes in one.alternatives.items():
+            emit(f"  {option}: {passes:g} passes")
+    emit("Whole plans come on top: about 15 passes. Nothing was measured.")
 
 
 @contextmanager
