@@ -24,10 +24,10 @@ def test_a_dry_run_counts_and_measures_nothing(
     found = json.loads(capsys.readouterr().out)
     (model,) = found["models"]
     assert model["cells"] == 44  # 22 modules at two widths
-    assert 10 < model["passes"] < 44  # replay saves part of every pass
+    assert 5 < model["passes"] < 44  # replay saves part of every pass
     assert model["seconds"] > 0
     assert model["memory_bytes"] > 0
-    assert model["alternatives"]["--mode adaptive"] < model["passes"] / 4
+    assert model["alternatives"]["--mode adaptive"] < model["passes"] / 2
     assert list(tmp_path.iterdir()) == []
 
 
