@@ -143,7 +143,7 @@ def test_features_are_what_the_classifier_is_given() -> None:
 
 
 def test_an_ablation_changes_one_thing_at_a_time_and_keeps_the_budget() -> None:
-    full = load_recipe("demo")
+    full = load_recipe("demo", {"crops": "2"})
     found = variants(full)
     assert found[FULL] == full
     assert full.differing(found["without several crops"].to_json()) == ["crops"]
