@@ -30,7 +30,7 @@ def grids_frame(
 
     Formats without a scale and a zero point for the whole tensor or a channel are left out.
     """
-    tensors = _weights(model, catalog, example)
+    tensors = seen_weights(model, catalog, example)
     rows = []
     for module in catalog:
         for site in module.sites:
@@ -45,7 +45,8 @@ def grids_frame(
     return framed("grids", key, rows)
 
 
-def _weights(model: nn.Module, catalog: SiteCatalog, example: Tensor) -> dict[str, Tensor]:
+def seen_weights(model: nn.Module, catalog: SiteCatalog, example: Tensor) -> dict[str, Tensor]:
+    """Every weight as the model uses it, by site, from one forward pass of ``example``."""
     found: dict[str, Tensor] = {}
 
     def look(site: Site) -> Any:

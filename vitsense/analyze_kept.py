@@ -114,6 +114,16 @@ class KeptResults:
         """Append nats to flip of some evaluation images."""
         self._run.append_state({"model": self._key, "doubts": [[i, d] for i, d in found.items()]})
 
+    def variant(self, label: str) -> Outcome | None:
+        """The outcome of a module quantized in another way, if it was measured before."""
+        found = [r for r in self._state if r.get("variant") == label]
+        return Outcome.from_list(found[-1]["outcome"]) if found else None
+
+    def keep_variant(self, label: str, outcome: Outcome) -> None:
+        """Append the outcome of a module quantized in another way."""
+        record = {"model": self._key, "variant": label, "outcome": outcome.to_list()}
+        self._run.append_state(record)
+
     def plan(self, bits: Mapping[str, FormatLike], part: Part = Part.BOTH) -> Outcome | None:
         """The outcome of a whole plan, if it was measured before."""
         wanted = _bits_digest(bits, part)

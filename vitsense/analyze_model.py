@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from vitsense.analyze_explain import Explaining, explain, unexplained
 from vitsense.analyze_grids import grids_frame
 from vitsense.analyze_groups import GroupStage, groups_frame
 from vitsense.analyze_kept import KeptResults
@@ -30,7 +31,7 @@ from vitsense.sensitivity.sweep import OUT_OF_TIME, measure_joint
 from vitsense.settings import AnalyzeSettings
 from vitsense.sites import SiteCatalog
 from vitsense.statistics.collect import collect_statistics
-from vitsense.verdict import verdict
+from vitsense.verdict import best_predictor, verdict
 
 LARGEST_BATCH = 32
 """Images per micro-batch, where memory would allow more."""
@@ -69,22 +70,21 @@ def analyze_model(
     )
     quantizers = Quantizers(catalog, statistics, settings.quant, device)
     store = KeptResults(run, key, state)
-    measured = measure_cells(
-        Sweep(
-            key=key,
-            model=module,
-            catalog=catalog,
-            quantizers=quantizers,
-            batches=lambda: evaluation.batches(model.preprocessing, batch, device),
-            read=lambda numbers: evaluation.read(model.preprocessing, numbers, device),
-            images=len(evaluation),
-            largest=batch,
-            settings=settings,
-            deadline=cells_until,
-            kept=store,
-            progress=progress,
-        )
+    sweep = Sweep(
+        key=key,
+        model=module,
+        catalog=catalog,
+        quantizers=quantizers,
+        batches=lambda: evaluation.batches(model.preprocessing, batch, device),
+        read=lambda numbers: evaluation.read(model.preprocessing, numbers, device),
+        images=len(evaluation),
+        largest=batch,
+        settings=settings,
+        deadline=cells_until,
+        kept=store,
+        progress=progress,
     )
+    measured = measure_cells(sweep)
     if cells_until.came:
         whole.came = True
         settings = replace(settings, by=())  # groups would take what plans need
@@ -131,7 +131,18 @@ def analyze_model(
     )
     planned = plan_and_measure(model, settings, modules, sensitivity, measure)
     fp = full_precision(planned.outcomes)
+    explaining = Explaining(
+        sweep=sweep,
+        rated=measured,
+        statistics=statistics,
+        modules=modules,
+        sensitivity=sensitivity,
+        example=example,
+    )
+    # with no time left, nothing is explained
+    explained = unexplained(key) if whole.came else explain(explaining)
     frames = {
+        **explained,
         "modules": modules,
         "statistics": framed("statistics", key, [s.row() for s in statistics.values()]),
         "sensitivity": sensitivity,
@@ -158,7 +169,10 @@ def analyze_model(
         fp=fp,
         facts=facts,
         plan=finished_plan(model, settings, planned, catalog),
-        verdict=verdict(key, fp, sensitivity, planned.joint),
+        verdict=[
+            *verdict(key, fp, sensitivity, planned.joint),
+            *filter(None, [best_predictor(key, explained["predictors"])]),
+        ],
         warnings=[*([f"{key}: {planned.note}"] if planned.note else []), *cut],
     )
 

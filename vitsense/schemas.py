@@ -133,6 +133,51 @@ SCHEMAS: dict[str, dict[str, str]] = {
         **_OUTCOME,
         **_RECOVERY,
     },
+    "estimates": {
+        "model": "str",
+        "module": "str",
+        "bits": "int64",
+        "format": "str",
+        "fisher_kl": "float64",
+        "fisher_low": "float64",
+        "fisher_high": "float64",
+        "weight_sqnr_db": "float64",
+        "activation_sqnr_db": "float64",
+        "hessian_trace": "float64",
+        "hessian_score": "float64",
+    },
+    "predictors": {
+        "model": "str",
+        "scope": "str",
+        "bits": "int64",
+        "format": "str",
+        "statistic": "str",
+        "target": "str",
+        "n": "int64",
+        "spearman": "float64",
+        "low": "float64",
+        "high": "float64",
+        "kendall": "float64",
+    },
+    "causes": {
+        "model": "str",
+        "module": "str",
+        "site": "str",
+        "bits": "int64",
+        "format": "str",
+        "cause": "str",
+        "value": "float64",
+        "detail": "str",
+        "remedy": "str",
+        "kl_before": "float64",
+        "kl_after": "float64",
+        "kl_after_low": "float64",
+        "kl_after_high": "float64",
+        "drop_before": "float64",
+        "drop_after": "float64",
+        "drop_after_low": "float64",
+        "drop_after_high": "float64",
+    },
     "joint": {"model": "str", "plan": "str", **_PREDICTED, **_OUTCOME},
     "additivity": {
         "model": "str",
@@ -165,3 +210,24 @@ SCHEMAS: dict[str, dict[str, str]] = {
     },
 }
 """Table name -> column -> pandas dtype; files are ``<name>.csv``."""
+
+TENSOR_STATISTICS = (
+    "variance",
+    "kurtosis",
+    "outliers_3",
+    "outliers_4",
+    "outliers_6",
+    "sdam",
+    "channel_max_to_median",
+)
+"""Columns of ``statistics.csv`` whose rank correlation with sensitivity is looked at."""
+
+STATISTIC_WORDS = {
+    **{f"weight_{name}": f"weight {name.replace('_', ' ')}" for name in TENSOR_STATISTICS},
+    **{f"activation_{name}": f"activation {name.replace('_', ' ')}" for name in TENSOR_STATISTICS},
+    "weight_sqnr_db": "weight SQNR at the width",
+    "activation_sqnr_db": "activation SQNR at the width",
+    "fisher_kl": "Fisher estimate",
+    "hessian_score": "Hessian score",
+}
+"""Statistics and what they are called; of several activations the heaviest-tailed one counts."""

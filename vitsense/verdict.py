@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitsense.formats import NumberFormat, format_of
-from vitsense.schemas import RATED
+from vitsense.schemas import RATED, STATISTIC_WORDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,3 +105,35 @@ def worst_modules(
         return None
     top = kl.sort_values(ascending=False, kind="stable")[:most]
     return list(top.index), 100 * float(top.sum() / kl.sum()), form
+
+
+def best_predictor(model: str, predictors: pd.DataFrame) -> str | None:
+    """What ranked the modules most like the measured divergence did; None if nothing was compared.
+
+    Args:
+        model: Its key.
+        predictors: ``predictors.csv`` of the model.
+    """
+    compared = predictors[(predictors["scope"] == "all") & (predictors["target"] == "kl")]
+    form = decisive_format(compared)
+    if form is None:
+        return None
+    rows = compared[compared["format"] == form.name]
+    order = rows["spearman"].abs().sort_values(ascending=False, kind="stable").index
+    first, *others = rows.loc[order].to_dict("records")
+    cheap = next((row for row in others if not _estimates(row)), None)
+    line = f"{model}: the sensitivity at {form.words} is ranked best by {_correlation(first)}"
+    if _estimates(first) and cheap is not None:
+        line += f"; of the statistics of tensors, by {_correlation(cheap)}"
+    return f"{line}."
+
+
+def _estimates(row: Mapping[str, Any]) -> bool:
+    return str(row["statistic"]) in {"fisher_kl", "hessian_score"}
+
+
+def _correlation(row: Mapping[str, Any]) -> str:
+    name = STATISTIC_WORDS.get(str(row["statistic"]), str(row["statistic"]))
+    numbers = (f"{float(row[k]):.2f}".replace("-", "\u2212") for k in ("spearman", "low", "high"))
+    value, low, high = numbers
+    return f"the {name} (rank correlation {value}, {low} to {high}, {int(row['n'])} modules)"

@@ -17,7 +17,13 @@ from vitsense.numerics.least_error import (
     least_error_of_rows,
 )
 
-__all__ = ["Distribution", "RangeMethod", "grid_from_distribution", "grid_from_tensor"]
+__all__ = [
+    "Distribution",
+    "RangeMethod",
+    "affine_grid",
+    "grid_from_distribution",
+    "grid_from_tensor",
+]
 
 
 class RangeMethod(Enum):
@@ -191,6 +197,12 @@ def grid_from_distribution(
         lower, upper = _absmax(lower, upper, form)
     scale, zero_point = affine(lower, upper, form)
     return Grid(form, scale.float().to(device), zero_point.float().to(device))
+
+
+def affine_grid(low: Tensor, high: Tensor, form: Format) -> Grid:
+    """The grid from ``low`` (not above 0) to ``high`` (not below 0), of their shape."""
+    scale, zero_point = affine(low, high, form)
+    return Grid(form, scale.float(), zero_point.float())
 
 
 def _percentiles(

@@ -196,6 +196,8 @@ _FILES = (
     ("sensitivity.csv", "every cell with intervals"),
     ("statistics.csv", "moments, quantiles and outliers of every tensor"),
     ("modules.csv", "modules with role, size and operations"),
+    ("causes.csv", "reasons of the most sensitive modules, and remedies measured"),
+    ("predictors.csv, estimates.csv", "what ranks modules like the measurement, and estimates"),
     ("joint.csv", "whole plans, predicted and measured"),
     ("groups.csv", "groups quantized alone, and spared while all else is quantized"),
     ("additivity.csv", "sums over modules against whole plans"),

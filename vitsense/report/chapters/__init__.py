@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from vitsense.report.chapters.additivity import additivity_chapter
 from vitsense.report.chapters.deployment import deployment
+from vitsense.report.chapters.explained import causes, predictors
 from vitsense.report.chapters.groups import groups_chapter
 from vitsense.report.chapters.training import training
 from vitsense.report.section import Section
@@ -25,6 +26,8 @@ FOR_THE_RUN: tuple[RunChapter, ...] = ()
 FOR_EACH_MODEL: tuple[ModelChapter, ...] = (
     groups_chapter,
     additivity_chapter,
+    causes,
+    predictors,
     training,
     deployment,
 )

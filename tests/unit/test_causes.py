@@ -1,0 +1,126 @@
+"""Causes are read off planted tensors, and each planted cause is cured by its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitsense.analyze import run_analysis
+from vitsense.discover import find_sites
+from vitsense.report import compose
+from vitsense.runfolder import RunFolder
+from vitsense.sensitivity.causes import Cause, Remedy, causes_of, remedy_visits
+from vitsense.sensitivity.quantizers import Quantizers
+from vitsense.sensitivity.variants import Variant, measure_variants
+from vitsense.settings import AnalyzeSettings, ModelRequest, Part, QuantSettings, RangeChoice
+from vitsense.statistics.collect import collect_statistics
+
+
+class Planted(nn.Module):
+    """A linear layer whose input is made from the image by ``shape``."""
+
+    def __init__(self, shape: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(64, 10)
+        self.shape = shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.shape(x.flatten(1)[:, :64]))
+
+
+def one_channel(x: Tensor) -> Tensor:
+    factors = torch.ones(64)
+    factors[17] = 40.0
+    return x * factors
+
+
+def uneven(x: Tensor) -> Tensor:
+    return x * torch.logspace(-1, 1, 64)
+
+
+def heavy(x: Tensor) -> Tensor:
+    return x**5
+
+
+PLANTED = {
+    "outlier channels": (one_channel, Remedy.PER_CHANNEL),
+    "uneven channels": (uneven, Remedy.PER_CHANNEL),
+    "heavy tail": (heavy, Remedy.LEAST_ERROR),
+    "one-sided input": (nn.functional.gelu, Remedy.MORE_BITS),
+}
+
+
+def measured(model: nn.Module) -> tuple[dict[str, Cause], dict[str, float]]:
+    """Causes by name; divergence as it is and after each remedy, at 3 bits."""
+    x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    catalog = find_sites(model, x[:1])
+    statistics = collect_statistics(model, catalog, [x])
+    settings = QuantSettings(activation_range=RangeChoice.PERCENTILE)
+    quantizers = Quantizers(catalog, statistics, settings, "cpu")
+    (module,) = catalog
+    causes = causes_of(module, statistics, "percentile")
+    variants = {"": Variant(module, quantizers.visits(module, "int3", Part.BOTH))} | {
+        c.cause: Variant(module, remedy_visits(module, c, "int3", quantizers, statistics))
+        for c in causes
+    }
+    labels = torch.full((64,), -1)
+    found = measure_variants(model, catalog, [(x, labels)], variants)
+    return {c.cause: c for c in causes}, {name: o.kl / o.n for name, o in found.items()}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_a_planted_cause_is_found_and_its_remedy_helps(planted: str) -> None:
+    shape, remedy = PLANTED[planted]
+    causes, kl = measured(Planted(shape))
+    assert causes[planted].remedy is remedy
+    assert kl[planted] < kl[""]
+    if planted == "outlier channels":
+        assert causes[planted].detail.startswith("channel 17 (")
+
+
+def test_an_even_gaussian_input_has_no_cause() -> None:
+    causes, _ = measured(Planted(lambda x: x))
+    assert causes == {}
+
+
+@pytest.fixture(scope="module")
+def swin(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    settings = AnalyzeSettings(
+        model=ModelRequest(name="glyph_swin"), images=16, calibration=8, bits=(4,), batch=16
+    )
+    return run_analysis(settings, out=tmp_path_factory.mktemp("causes") / "run")
+
+
+def test_a_run_tells_causes_and_predictors_and_the_report_shows_them(swin: RunFolder) -> None:
+    causes = swin.table("causes")
+    assert "power-law probabilities" in set(causes["cause"])
+    tried = causes[causes["kl_after"].notna()]
+    assert 1 <= tried["module"].nunique() <= 5
+    cells = swin.table("sensitivity").set_index("module")
+    for row in tried.to_dict("records"):
+        assert row["kl_before"] == pytest.approx(cells.loc[row["module"], "kl"], rel=1e-9)
+        assert row["kl_after_low"] <= row["kl_after"] <= row["kl_after_high"]
+        assert row["drop_after_low"] <= row["drop_after"] <= row["drop_after_high"]
+    best = swin.table("predictors").query("scope == 'all' and target == 'kl'")
+    assert best.set_index("statistic").loc["fisher_kl", "spearman"] > 0.7
+    assert any("is ranked best by" in line for line in swin.read_run()["verdict"])
+    (model,) = compose(swin).models
+    titles = [section.title for section in model.chapters]
+    assert titles[:2] == ["Why these modules, and what helps", "What predicts the sensitivity"]
+
+
+def test_remedies_are_kept_and_not_measured_again(swin: RunFolder) -> None:
+    before = (swin.path / "state.jsonl").read_bytes()
+    tables = {name: swin.table(name) for name in ("causes", "predictors", "estimates")}
+    settings = AnalyzeSettings(
+        model=ModelRequest(name="glyph_swin"), images=16, calibration=8, bits=(4,), batch=16
+    )
+    run_analysis(settings, out=swin.path)
+    assert (swin.path / "state.jsonl").read_bytes() == before
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(table, swin.table(name), check_exact=True)

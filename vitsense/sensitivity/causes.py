@@ -1,0 +1,216 @@
+"""Why a module is sensitive, read off its tensors, and what would help, by measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitsense.formats import format_of
+from vitsense.numerics.fake_quant import AnyGrid, fake_quantize
+from vitsense.numerics.grid import Format, Grid
+from vitsense.numerics.log2 import Log2Grid
+from vitsense.numerics.ranges import (
+    Distribution,
+    RangeMethod,
+    affine_grid,
+    grid_from_distribution,
+)
+from vitsense.observe import Visit
+from vitsense.sensitivity.quantizers import Quantizers
+from vitsense.settings import Part
+from vitsense.sites import Site, SiteModule, SiteRole
+from vitsense.statistics.collect import SiteStatistics
+
+OUTLIER_CHANNEL = 4.0
+"""A channel whose largest value is this many times the median channel's stands out."""
+
+SPREAD = 3.0
+"""Ratio of the 95th to the 5th percentile of channel ranges from which channels count as uneven."""
+
+HEAVY_TAIL = 6.0
+"""Excess kurtosis from which a tail counts as heavy (that of a Laplace distribution is 3)."""
+
+UNUSED = 0.5
+"""Share of the range that holds only one value in a thousand, from which it counts as unused."""
+
+NEGATIVE_FLOOR = 0.25
+"""A tensor is one-sided if its negative part is shorter than this share of its positive part."""
+
+
+class Remedy(Enum):
+    """What is tried at one site; everything else of the module stays as it was."""
+
+    PER_CHANNEL = "one scale per channel"
+    CLIP = "clipping at the percentile 99.99"
+    LEAST_ERROR = "range of least squared error"
+    LOG2 = "powers of two"
+    MORE_BITS = "two more bits"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """A reason with its number, at one site of a module."""
+
+    site: Site
+    cause: str
+    value: float
+    detail: str
+    remedy: Remedy
+
+
+def causes_of(
+    module: SiteModule, statistics: Mapping[str, SiteStatistics], settings_range: str
+) -> tuple[Cause, ...]:
+    """Every reason that the module's tensors give, the activations' before the weight's.
+
+    Args:
+        module: One of the catalog.
+        statistics: Of every site.
+        settings_range: How ranges of activations are chosen (``mse``, ``minmax``, ``percentile``).
+    """
+    clip = Remedy.CLIP if settings_range != RangeMethod.PERCENTILE.value else Remedy.LEAST_ERROR
+    found: list[Cause] = []
+    for site in module.activation_sites:
+        found += _activation(site, statistics[site.id], clip)
+    weight = module.weight_site
+    if weight is not None:
+        kurtosis = _number(statistics[weight.id].tensor.kurtosis[0])
+        if kurtosis >= HEAVY_TAIL:
+            detail = f"excess kurtosis {kurtosis:.1f}"
+            found.append(_cause(weight, "heavy-tailed weight", kurtosis, detail, Remedy.MORE_BITS))
+    return tuple(found)
+
+
+def _cause(site: Site, cause: str, value: float, detail: str, remedy: Remedy) -> Cause:
+    return Cause(site=site, cause=cause, value=value, detail=detail, remedy=remedy)
+
+
+def _activation(site: Site, seen: SiteStatistics, clip: Remedy) -> Iterator[Cause]:
+    if site.role is SiteRole.ATTENTION_PROBS:
+        yield _probabilities(site, seen)
+        return
+    yield from _channels(site, seen)
+    kurtosis = _number(seen.tensor.kurtosis[0])
+    if kurtosis >= HEAVY_TAIL:
+        yield _cause(site, "heavy tail", kurtosis, f"excess kurtosis {kurtosis:.1f}", clip)
+    low, high = float(seen.tensor.minimum[0]), float(seen.tensor.maximum[0])
+    if low < 0 < high and -low < NEGATIVE_FLOOR * high:
+        skewness = _number(seen.tensor.skewness[0])
+        detail = (
+            f"from {low:.3g} to {high:.3g}, skewness {skewness:.1f}: as after GELU; the affine "
+            "grid in use wastes no codes on the missing side, a symmetric one would waste half"
+        )
+        yield _cause(site, "one-sided input", -low / high, detail, Remedy.MORE_BITS)
+    histogram = seen.histogram
+    used = histogram.quantile(0.9995) - histogram.quantile(0.0005)
+    unused = 1 - used / (high - low) if high > low else 0.0
+    if unused >= UNUSED:
+        detail = f"{100 * unused:.0f} % of the range holds one value in a thousand"
+        yield _cause(site, "unused range", unused, detail, clip)
+
+
+def _probabilities(site: Site, seen: SiteStatistics) -> Cause:
+    """Attention probabilities: nearly all small, a few large."""
+    middle, top = seen.histogram.quantile(0.5), float(seen.tensor.maximum[0])
+    ratio = top / max(middle, 1e-12)
+    detail = f"the largest probability is {top:.2g}, half of them are below {middle:.2g}"
+    return _cause(site, "power-law probabilities", ratio, detail, Remedy.LOG2)
+
+
+def _channels(site: Site, seen: SiteStatistics) -> Iterator[Cause]:
+    """Channels that stand out, else channels that are uneven as a whole."""
+    if seen.channels is None or seen.channels.groups < 8:
+        return
+    if site.head_axis is not None and seen.heads is None:
+        return  # which axis holds the heads is not certain
+    largest = seen.channels.abs_max
+    median = float(np.median(largest))
+    if median <= 0:
+        return
+    order = np.argsort(-largest, kind="stable")
+    out = [int(i) for i in order if largest[i] >= OUTLIER_CHANNEL * median]
+    if out and len(out) <= len(largest) // 10 + 1:
+        each = len(largest) // (seen.heads.groups if seen.heads is not None else 1)
+        named = ", ".join(
+            f"{_channel(i, each, len(largest))} ({largest[i] / median:.1f}x)" for i in out[:3]
+        )
+        more = f" and {len(out) - 3} more" if len(out) > 3 else ""
+        ratio = float(largest[out[0]]) / median
+        detail = f"channel {named}{more}, times the median channel's largest value"
+        yield _cause(site, "outlier channels", ratio, detail, Remedy.PER_CHANNEL)
+        return
+    low, high = (float(q) for q in np.quantile(largest, [0.05, 0.95]))
+    if low > 0 and high >= SPREAD * low:
+        detail = f"ranges of channels differ by {high / low:.1f} times (5th to 95th percentile)"
+        yield _cause(site, "uneven channels", high / low, detail, Remedy.PER_CHANNEL)
+
+
+def _channel(number: int, each: int, count: int) -> str:
+    return str(number) if each == count else f"{number % each} of head {number // each}"
+
+
+def _number(value: float) -> float:
+    return float(value) if np.isfinite(value) else 0.0
+
+
+def remedy_visits(
+    module: SiteModule,
+    cause: Cause,
+    name: str,
+    quantizers: Quantizers,
+    statistics: Mapping[str, SiteStatistics],
+) -> dict[str, Visit]:
+    """The module quantized to format ``name``, with the remedy at the cause's site."""
+    visits = quantizers.visits(module, name, Part.BOTH)
+    if cause.remedy is Remedy.MORE_BITS:
+        wider = f"int{min(format_of(name).bits + 2, 8)}"
+        visits[cause.site.id] = quantizers.visit(cause.site, wider)
+        return visits
+    form = Format(format_of(name).bits, signed=False)
+    grid = _grid(cause, form, statistics[cause.site.id])
+    visits[cause.site.id] = _rounding(grid)
+    return visits
+
+
+def _rounding(grid: AnyGrid) -> Callable[[Tensor], Tensor]:
+    def visit(tensor: Tensor) -> Tensor:
+        moved = grid.to(tensor.device) if isinstance(grid, Grid) else grid
+        return fake_quantize(tensor, moved)
+
+    return visit
+
+
+def _grid(cause: Cause, form: Format, seen: SiteStatistics) -> AnyGrid:
+    if cause.remedy is Remedy.LOG2:
+        return Log2Grid(form)
+    if cause.remedy is Remedy.PER_CHANNEL:
+        assert seen.channels is not None
+        shape = _scale_shape(cause.site, seen)
+        low, high = (
+            torch.as_tensor(np.array(end)).reshape(shape)
+            for end in (seen.channels.minimum, seen.channels.maximum)
+        )
+        return affine_grid(low.clamp(max=0), high.clamp(min=0), form)
+    histogram = seen.histogram
+    centres, counts = histogram.distribution()
+    values = Distribution(centres, counts, histogram.minimum, histogram.maximum)
+    clips = cause.remedy is Remedy.CLIP
+    return grid_from_distribution(
+        values, form, RangeMethod.PERCENTILE if clips else RangeMethod.MSE
+    )
+
+
+def _scale_shape(site: Site, seen: SiteStatistics) -> tuple[int, ...]:
+    """Shape of one scale per channel, counted from the end; channels of heads are their own."""
+    axis = site.channel_axis
+    assert axis is not None
+    if site.head_axis is None or seen.heads is None:
+        return (-1, *[1] * (-axis - 1))
+    sizes = [1] * -site.head_axis
+    sizes[0], sizes[axis] = seen.heads.groups, -1
+    return tuple(sizes)
