@@ -131,7 +131,7 @@ def _range_words(choice: str) -> str:
     return words.get(choice, choice)
 
 
-_MODE_WORDS = {
+MODE_WORDS = {
     "exact": "exact: every module at every width on every image, one module at a time",
     "adaptive": "adaptive: rounds of images, those first that the model is least sure of; a module "
     "at a width stops when its loss is known within the tolerance or cannot change a plan; "
@@ -140,6 +140,7 @@ _MODE_WORDS = {
     "information of the class probabilities) from one forward and one backward pass; their drop is "
     "not measured; whole plans are",
 }
+"""What each mode of the sweep does, for the method."""
 
 
 def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
@@ -149,7 +150,7 @@ def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     machine = record["provenance"]["machine"]
     seconds = sum(record.get("timings", {}).values())
     return (
-        ("Measurement", _MODE_WORDS[settings.get("mode", "exact")]),
+        ("Measurement", MODE_WORDS[settings.get("mode", "exact")]),
         (
             "Drop",
             "full-precision minus quantized top-1 on the same images, percentage points; interval "
