@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "AnalyzeSettings": "vitsense.settings",
     "Budget": "vitsense.plan.budget",
+    "LatencyProfile": "vitsense.plan.latency",
     "ModelRequest": "vitsense.settings",
+    "OnnxOptions": "vitsense.export.onnx_file",
     "Part": "vitsense.settings",
     "Plan": "vitsense.plan.plan",
     "QuantSettings": "vitsense.settings",
@@ -22,7 +24,11 @@ _HOMES = {
     "VitsenseError": "vitsense.errors",
     "WeightSource": "vitsense.settings",
     "collect_statistics": "vitsense.statistics.collect",
+    "export_config": "vitsense.export.configs",
+    "export_onnx": "vitsense.export.onnx_file",
+    "export_packed": "vitsense.export.packed_file",
     "find_sites": "vitsense.discover",
+    "import_plan": "vitsense.plan.outside",
     "load_model": "vitsense.models",
     "measure_exact": "vitsense.sensitivity.sweep",
     "measure_joint": "vitsense.sensitivity.sweep",
@@ -30,6 +36,7 @@ _HOMES = {
     "read_packed": "vitsense.export.packed",
     "restored": "vitsense.export.source",
     "run_analysis": "vitsense.analyze",
+    "source_of_run": "vitsense.export.source",
     "write_report": "vitsense.report",
 }
 

@@ -17,6 +17,7 @@ import vitsense
 from vitsense.cli_analyze import analyze, demo
 from vitsense.cli_distill import distill
 from vitsense.cli_export import export
+from vitsense.cli_import import import_
 from vitsense.cli_info import completion, env, models
 from vitsense.cli_output import Session, debug_option, say
 from vitsense.cli_plan import plan
@@ -63,7 +64,19 @@ def cli() -> None:
     """
 
 
-for _command in (analyze, report, plan, qat, distill, export, demo, models, env, completion):
+for _command in (
+    analyze,
+    report,
+    plan,
+    qat,
+    distill,
+    export,
+    import_,
+    demo,
+    models,
+    env,
+    completion,
+):
     cli.add_command(_command)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--budget",
     metavar="KIND=NUMBER",
-    help="avg-bits=4, size-mb=5.5, bitops-g=20 or max-drop=1 (percentage points).",
+    help="avg-bits=4, size-mb=5.5, bitops-g=20, latency-ms=3 or max-drop=1 (percentage points).",
 )
 @click.option(
     "--point",
@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     type=click.Choice(["qkv", "block"]),
     help="Equal bits for q, k and v of a projection, or within a block.",
 )
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Latency profile of a device, for latency-ms; see docs/latency-profile.md.",
+)
 @click.option("--model", metavar="KEY", help="Which model of the run; default: the first.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default: the run's.")
 @json_option
@@ -53,6 +59,7 @@ def plan(
     pin: Sequence[str],
     no_pin: bool,
     tie: str | None,
+    profile: Path | None,
     model: str | None,
     out: Path | None,
     as_json: bool,
@@ -65,8 +72,10 @@ def plan(
     found = find_run(run)
     if budget is None:
         assert point is not None
-        if pin or no_pin or tie:
-            raise UserInputError("--point takes a plan as it is: no --pin, --no-pin or --tie.")
+        if pin or no_pin or tie or profile:
+            raise UserInputError(
+                "--point takes a plan as it is: no --pin, --no-pin, --tie or --profile."
+            )
         made, path = plan_at(found, point, model=model, out=out)
     else:
         made, path = plan_again(
@@ -76,6 +85,7 @@ def plan(
             pins=dict(_pin(text) for text in pin),
             keep_default_pins=not no_pin,
             tie=tie,
+            profile=profile,
             out=out,
         )
     if as_json:
@@ -93,6 +103,9 @@ def plan(
         f"  predicted {loss} {predicted['drop']:.1f} points "
         f"({predicted['low']:.1f} to {predicted['high']:.1f}); not measured as a whole"
     )
+    latency = made.provenance.get("latency")
+    if latency is not None:
+        emit(f"  {latency['ms']:.3g} ms on {latency['profile']} ({latency['kind']})")
     emit(f"Plan: {path}")
 
 

@@ -23,7 +23,8 @@ from vitsense.errors import (
 )
 
 COMMANDS = (
-    "analyze", "report", "plan", "qat", "distill", "export", "demo", "models", "env", "completion",
+    "analyze", "report", "plan", "qat", "distill", "export", "import", "demo",
+    "models", "env", "completion",
 )  # fmt: skip
 HEAVY = (
     "{'torch', 'torchvision', 'timm', 'numpy', 'pandas', 'scipy', 'matplotlib', 'seaborn', 'PIL'}"

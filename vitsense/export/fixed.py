@@ -13,8 +13,9 @@ from vitsense.numerics.fake_quant import dequantize, fake_quantize, quantize
 from vitsense.numerics.grid import Format, Grid
 from vitsense.observe import Visit, observing, preserved
 from vitsense.plan.plan import ModulePlan, Plan
+from vitsense.sensitivity.groups import includes
 from vitsense.sensitivity.quantizers import Quantizers
-from vitsense.settings import QuantSettings
+from vitsense.settings import Part, QuantSettings
 from vitsense.sites import Site, SiteCatalog
 from vitsense.statistics.collect import collect_statistics
 
@@ -102,11 +103,13 @@ def site_formats(plan: Plan, catalog: SiteCatalog) -> dict[Site, str]:
     """
     plan.check_against([module.name for module in catalog])
     planned = {module.name: module for module in plan.modules}
+    part = Part(plan.quantization.get("part", Part.BOTH.value))
     return {
         site: _format(planned[module.name], site)
         for module in catalog
         if module.name in planned
         for site in module.sites
+        if includes(part, site)
     }
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsense.errors import SiteMismatchError, UserInputError
 from vitsense.formats import FormatLike
 from vitsense.plan.budget import Budget, BudgetKind
+from vitsense.plan.latency import LatencyProfile
 from vitsense.plan.make import make_plan, tie_groups
 from vitsense.plan.plan import Plan
 from vitsense.plan.predict import DropModel
@@ -37,6 +38,7 @@ def plan_again(
     pins: Mapping[str, FormatLike] | None = None,
     keep_default_pins: bool = True,
     tie: str | None = None,
+    profile: Path | None = None,
     out: Path | None = None,
 ) -> tuple[Plan, Path]:
     """Write a plan for one model of a run.
@@ -48,6 +50,7 @@ def plan_again(
         pins: Modules fixed at given bits or formats.
         keep_default_pins: Whether the first and last module stay at 8 bits.
         tie: ``qkv`` or ``block``: equal bits within these groups.
+        profile: A latency profile, for a budget of ``latency-ms``; also gives the plan's latency.
         out: File; None is the run's own plan file.
 
     Raises:
@@ -56,7 +59,12 @@ def plan_again(
     """
     wanted = Budget.parse(budget)
     setting = _setting(run, model, pins or {}, keep_default_pins=keep_default_pins, tie=tie)
-    made = setting.plan(solve(setting.problem, wanted, setting.curve), wanted)
+    latency = None if profile is None else LatencyProfile.load(profile)
+    solved = solve(replace(setting.problem, profile=latency), wanted, setting.curve)
+    made = setting.plan(solved, wanted)
+    if latency is not None:
+        said = _latency(setting.problem, latency, solved.formats)
+        made = replace(made, provenance={**made.provenance, "latency": said})
     path = out or setting.path
     made.save(path)
     return made, path
@@ -189,6 +197,21 @@ def _setting(
         curve=DropModel(**entry["drop_model"]),
         path=run.plan_path(None if key == next(iter(entries)) else key),
     )
+
+
+def _latency(
+    problem: Problem, profile: LatencyProfile, formats: Mapping[str, str]
+) -> dict[str, Any]:
+    """The plan's latency, and whether it is an estimate."""
+    rows = problem.modules[["module", "params", "macs"]].to_dict("records")
+    total = sum(
+        profile.milliseconds(
+            str(row["module"]), int(row["params"]), int(row["macs"]), formats[str(row["module"])]
+        )
+        for row in rows
+    )
+    kind = "estimate" if profile.is_estimate else "measured per module"
+    return {"profile": profile.name, "ms": total, "kind": kind}
 
 
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ class BudgetKind(Enum):
     """Mean bits of a weight, and mean bits of the operands of products."""
     SIZE_MB = "size-mb"
     BITOPS_G = "bitops-g"
+    LATENCY_MS = "latency-ms"
+    """One image, by a latency profile."""
     MAX_DROP = "max-drop"
     """Predicted drop, percentage points; bits are minimised."""
 

@@ -15,6 +15,7 @@ from vitsense.errors import MeasurementError, SiteMismatchError, UserInputError
 from vitsense.formats import FormatLike, format_of
 from vitsense.plan.budget import Budget, BudgetKind
 from vitsense.plan.cost import FLOAT_BITS, Cost, cost_of, operation_bits, shape_of, weight_bits
+from vitsense.plan.latency import LatencyProfile
 from vitsense.plan.predict import DropModel, Prediction
 from vitsense.schemas import RATED
 from vitsense.settings import Part
@@ -42,6 +43,8 @@ class Problem:
     """Groups of modules that must have equal formats."""
     part: Part = Part.BOTH
     """What is quantized."""
+    profile: LatencyProfile | None = None
+    """For a budget of latency."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +225,13 @@ def _quiet_stdout() -> Iterator[None]:
 def _infeasible(table: _Table, budget: Budget, model: DropModel) -> str:
     narrow = table.assignment(table.extreme(np.argmin), model)
     wide = table.assignment(table.extreme(np.argmax), model)
+    if budget.kind is BudgetKind.LATENCY_MS:
+        times = table.latency()
+        least_ms = sum(times[table._owner == i].min() for i in range(len(table.problem.modules)))
+    else:
+        least_ms = 0.0
     least = {
+        BudgetKind.LATENCY_MS: float(least_ms),
         BudgetKind.AVG_BITS: narrow.cost.avg_bits,
         BudgetKind.SIZE_MB: narrow.cost.size_mb,
         BudgetKind.BITOPS_G: narrow.cost.bitops_g,
@@ -297,7 +306,26 @@ class _Table:
             return [(self._stored, budget.value - float(rest) + slack)]
         if budget.kind is BudgetKind.BITOPS_G:
             return [(self._bitops, budget.value + slack)]
+        if budget.kind is BudgetKind.LATENCY_MS:
+            return [(self.latency(), budget.value + slack)]
         return [(self.kl, min(model.kl_at(budget.value), 1e6))]
+
+    def latency(self) -> NDArray[np.float64]:
+        """Milliseconds of every choice, by the problem's profile."""
+        profile = self.problem.profile
+        if profile is None:
+            raise UserInputError(
+                "A budget of latency-ms needs a latency profile: vitsense plan --profile FILE."
+            )
+        rows = self.problem.modules[["module", "params", "macs"]].to_dict("records")
+        return np.array(
+            [
+                profile.milliseconds(
+                    str(rows[i]["module"]), int(rows[i]["params"]), int(rows[i]["macs"]), width
+                )
+                for i, width in self._choices
+            ]
+        )
 
     def extreme(self, pick: np.ufunc | object) -> NDArray[np.int64]:
         """Column numbers with the narrowest (``np.argmin``) or widest (``np.argmax``) widths."""
