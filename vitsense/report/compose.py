@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from vitsense.compare import compare_models, findings
+from vitsense.formats import Family, format_of
 from vitsense.report.chapters import run_chapters
 from vitsense.report.compose_model import compose_model
 from vitsense.report.document import Document, Profile
@@ -143,6 +144,33 @@ MODE_WORDS = {
 """What each mode of the sweep does, for the method."""
 
 
+def _formats(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How formats other than plain integers hold their numbers, where some were measured."""
+    found = []
+    forms = [format_of(name) for name in settings.get("formats") or ()]
+    if any(form.family is Family.FLOAT for form in forms):
+        found.append(
+            (
+                "fp8",
+                "OCP 8-bit floating point, to nearest even, saturating; scaled so that the largest "
+                "magnitude (of a channel of a weight, or in calibration) is the largest element",
+            )
+        )
+    blocks = [form for form in forms if form.block]
+    if blocks:
+        sizes = ", ".join(f"{f.name} {f.block} ({f.effective_bits:g} bits)" for f in blocks)
+        found.append(
+            (
+                "Blocks",
+                f"elements that share a stored scale: {sizes}; along the axis that is summed over; "
+                "mx formats after OCP MX v1.0, shared exponent rounded down",
+            )
+        )
+    if settings["quant"].get("attention_probs") == "log2":
+        found.append(("Attention probabilities", "integers hold them as powers of two"))
+    return found
+
+
 def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     settings, data = record["settings"], record["data"]
     quant = settings["quant"]
@@ -176,6 +204,7 @@ def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
             f"affine, per tensor, range by {_range_words(quant['activation_range'])} on the "
             "calibration images",
         ),
+        *_formats(settings),
         (
             "Not quantized",
             "normalization, softmax, activation functions, residual sums; see coverage",
