@@ -143,8 +143,6 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "fisher_high": "float64",
         "weight_sqnr_db": "float64",
         "activation_sqnr_db": "float64",
-        "hessian_trace": "float64",
-        "hessian_score": "float64",
     },
     "predictors": {
         "model": "str",
@@ -228,6 +226,5 @@ STATISTIC_WORDS = {
     "weight_sqnr_db": "weight SQNR at the width",
     "activation_sqnr_db": "activation SQNR at the width",
     "fisher_kl": "Fisher estimate",
-    "hessian_score": "Hessian score",
 }
 """Statistics and what they are called; of several activations the heaviest-tailed one counts."""

@@ -59,8 +59,8 @@ def predictor_rows(
         modules: ``modules.csv`` of the model.
         statistics: ``statistics.csv`` of the model.
         sensitivity: ``sensitivity.csv`` of the model; measured rows count.
-        scores: (module, format) -> what depends on the format: ``fisher_kl``, ``hessian_score``,
-            ``weight_sqnr_db``, ``activation_sqnr_db``.
+        scores: (module, format) -> what depends on the format: ``fisher_kl``, ``weight_sqnr_db``,
+            ``activation_sqnr_db``.
     """
     import pandas as pd
 
