@@ -19,6 +19,7 @@ _HOMES = {
     "Part": "vitsense.settings",
     "Plan": "vitsense.plan.plan",
     "QuantSettings": "vitsense.settings",
+    "Run": "vitsense.report.summary",
     "RunFolder": "vitsense.runfolder",
     "SiteCatalog": "vitsense.sites",
     "VitsenseError": "vitsense.errors",

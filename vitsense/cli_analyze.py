@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import time
 import traceback
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vitsense.cli_output import (
+    check_drop,
     debug_option,
     emit,
     emit_json,
@@ -23,7 +23,7 @@ from vitsense.cli_output import (
     summary,
 )
 from vitsense.cli_settings import settings_from, settings_options
-from vitsense.errors import GateFailedError, VitsenseError
+from vitsense.errors import VitsenseError
 from vitsense.progress import Progress, ProgressStyle, clock_text, make_progress
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder
 
@@ -107,7 +107,7 @@ def analyze(
             write_report(run)
     _emit_run(run, as_json=as_json)
     if fail_if_drop is not None:
-        _check_drop(run, fail_if_drop)
+        check_drop(run, fail_if_drop)
 
 
 @click.command(short_help="The whole chain offline, on two small models that come along.")
@@ -204,20 +204,3 @@ def _emit_run(run: RunFolder, *, as_json: bool, shows_commands: bool = False) ->
 
 
 _PRODUCTS = (("Report", "report.html"), ("Report", "report.pdf"), ("Plan", "plan.json"))
-
-
-def _check_drop(run: RunFolder, limit: float) -> None:
-    """Refuse a recommended plan of the first model that loses more than ``limit`` points."""
-    from vitsense.verdict import loss_text
-
-    key = run.read_run()["models"][0]["key"]
-    joint = run.table("joint")
-    row = joint[(joint["model"] == key) & (joint["plan"] == "recommended")].iloc[0]
-    loss = float(row["drop"])
-    if math.isnan(loss):  # without labels, agreement takes the drop's place
-        loss = 100.0 - float(row["agreement"])
-    if loss > limit:
-        raise GateFailedError(
-            f"The recommended plan of {key} {loss_text(row)}: more than the {limit:g} points of "
-            "--fail-if-drop. Raise --budget, or look into the report."
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from vitsense.errors import InputMissingError
+from vitsense.errors import GateFailedError, InputMissingError
 from vitsense.progress import ProgressStyle
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder
 
@@ -155,3 +156,24 @@ def emit_verdict(run: RunFolder) -> None:
         emit("")
     for line in found["verdict"]:
         emit(line)
+
+
+def check_drop(run: RunFolder, limit: float) -> None:
+    """Refuse a recommended plan of the first model that loses more than ``limit`` points.
+
+    Raises:
+        GateFailedError: it does.
+    """
+    from vitsense.verdict import loss_text
+
+    key = run.read_run()["models"][0]["key"]
+    joint = run.table("joint")
+    row = joint[(joint["model"] == key) & (joint["plan"] == "recommended")].iloc[0]
+    loss = float(row["drop"])
+    if math.isnan(loss):  # without labels, agreement takes the drop's place
+        loss = 100.0 - float(row["agreement"])
+    if loss > limit:
+        raise GateFailedError(
+            f"The recommended plan of {key} {loss_text(row)}: more than the {limit:g} points of "
+            "--fail-if-drop. Raise --budget, or look into the report."
+        )

@@ -18,7 +18,7 @@ from vitsense.report.sheet import worst_tensor
 from vitsense.report.svg import small_svg
 
 
-def render_pdf(document: Document, pictures: dict[str, Picture]) -> bytes:
+def render_pdf(document: Document, pictures: dict[str, Picture], *, paper: str = "a4") -> bytes:
     """The report as a tagged PDF (PDF/UA-1), byte for byte the same every time.
 
     The document travels as a JSON file and is never pasted into typst source, so that names with
@@ -57,6 +57,7 @@ def render_pdf(document: Document, pictures: dict[str, Picture]) -> bytes:
                 format="pdf",
                 pdf_standards="ua-1",
                 timestamp=0,
+                sys_inputs={"paper": paper},
             )
         except typst.TypstError as error:
             raise VitsenseError(

@@ -9,21 +9,36 @@ from vitsense.report.compose import compose
 from vitsense.report.figures import pictures
 from vitsense.report.html import render_html
 from vitsense.report.pdf import render_pdf
+from vitsense.report.summary import render_markdown
 from vitsense.runfolder import atomic_write, json_text
 
 if TYPE_CHECKING:
     from vitsense.runfolder import RunFolder
 
 
-def write_report(run: RunFolder, *, html: bool = True, pdf: bool = True) -> list[Path]:
+def write_report(
+    run: RunFolder,
+    *,
+    html: bool = True,
+    pdf: bool = True,
+    markdown: bool = False,
+    paper: str = "a4",
+) -> list[Path]:
     """Render ``report.json``, ``report.html`` and ``report.pdf`` from the run's tables.
+
+    Args:
+        run: Must hold finished measurements.
+        html: Write ``report.html``.
+        pdf: Write ``report.pdf``.
+        markdown: Write ``report.md``, a summary for a pull request.
+        paper: Of the PDF: ``a4`` or ``us-letter``.
 
     Raises:
         InputMissingError: nothing was measured yet, or typst is not installed.
         UserInputError: a file of the run is damaged, or the folder cannot be written.
     """
     document = compose(run)
-    drawn = pictures(document)
+    drawn = pictures(document) if html or pdf else {}
     written = [run.path / "report.json"]
     atomic_write(written[0], json_text(document.to_json()))
     if html:
@@ -31,5 +46,8 @@ def write_report(run: RunFolder, *, html: bool = True, pdf: bool = True) -> list
         atomic_write(written[-1], render_html(document, drawn))
     if pdf:
         written.append(run.path / "report.pdf")
-        atomic_write(written[-1], render_pdf(document, drawn))
+        atomic_write(written[-1], render_pdf(document, drawn, paper=paper))
+    if markdown:
+        written.append(run.path / "report.md")
+        atomic_write(written[-1], render_markdown(document))
     return written

@@ -1,0 +1,99 @@
+"""The report in short: Markdown for a pull request, and HTML for a notebook cell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from vitsense.report.compose import compose
+from vitsense.report.document import Document, ModelReport, Status
+from vitsense.report.formatters import visible
+from vitsense.runfolder import RunFolder
+
+_SYMBOLS = {Status.GOOD: "●", Status.CAUTION: "▲", Status.BAD: "■", Status.PLAIN: ""}
+_MOST_FINDINGS = 8
+
+
+def render_markdown(document: Document) -> str:
+    """Warnings, verdict, worst modules, plans and findings as GitHub-flavoured Markdown."""
+    lines = [f"## {plain(document.title)}", ""]
+    lines += [f"> **Read this first:** {plain(warning)}  " for warning in document.warnings]
+    for model in document.models:
+        lines += ["", f"### {plain(model.key)}", "", *_cards(model), ""]
+        lines += [f"- {plain(line)}" for line in model.verdict]
+        lines += ["", *_worst(model)]
+    if document.findings:
+        lines += ["", "### Findings", ""]
+        lines += [f"- **{plain(h)}.** {plain(b)}" for h, b in document.findings[:_MOST_FINDINGS]]
+    lines += ["", "### How to get these numbers again", ""]
+    lines += ["```", *(visible(command) for command in document.commands), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text in which nothing is markup: signs that Markdown or HTML would read are escaped."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$@&])", r"\\\1", visible(text))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    ruler = ["---"] * len(head)
+    return [f"| {' | '.join(row)} |" for row in (head, ruler, *rows)]
+
+
+def _cards(model: ModelReport) -> list[str]:
+    rows = [
+        (plain(c.label), f"**{plain(c.value)}**", plain(c.detail), f"{_SYMBOLS[c.status]} {c.word}")
+        for c in model.cards
+    ]
+    return _table(("", "Value", "95 % interval and more", ""), rows)
+
+
+def _worst(model: ModelReport) -> list[str]:
+    """The five most sensitive modules in every format, and what the plan gives them."""
+    labels = [label for label, _ in model.columns]
+    rows = [
+        (plain(row.name), row.label, *(plain(cell.text) for cell in row.cells))
+        for row in (model.rows[k] for k in model.worst[:5])
+    ]
+    heads = (label + " bit" if label.isdecimal() else label for label in labels)
+    return _table(("Most sensitive modules", "Plan", *heads), rows)
+
+
+class Run:
+    """A finished run in a notebook: its tables, and the verdict as the cell's output."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.table = folder.table
+
+    @classmethod
+    def load(cls, path: str | Path) -> Run:
+        """Open a run folder.
+
+        Raises:
+            InputMissingError: the folder is not there or holds no ``run.json``.
+        """
+        return cls(RunFolder.open(Path(path)))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: warnings, cards and verdict, without style sheets or scripts."""
+        from markupsafe import escape
+
+        document = compose(self.folder)
+        parts = [f"<div><h3>{escape(document.title)}</h3>"]
+        parts += [f"<p><b>⚠ {escape(warning)}</b></p>" for warning in document.warnings]
+        for model in document.models:
+            parts.append(f"<h4>{escape(model.key)}</h4><table><tbody>")
+            parts += [
+                f"<tr><th>{escape(c.label)}</th><td><b>{escape(c.value)}</b></td>"
+                f"<td>{escape(c.detail)}</td><td>{_SYMBOLS[c.status]} {escape(c.word)}</td></tr>"
+                for c in model.cards
+            ]
+            parts.append("</tbody></table>")
+            parts += [f"<p>{escape(line)}</p>" for line in model.verdict]
+        parts.append(f"<p>{escape(str(self.folder.path / 'report.html'))}</p></div>")
+        return "".join(parts)
