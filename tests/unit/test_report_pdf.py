@@ -32,7 +32,10 @@ def plain(text: str) -> str:
 
 
 def text_of(pdf: bytes) -> str:
-    return plain("".join(page.extract_text() for page in PdfReader(io.BytesIO(pdf)).pages))
+    """All text without running heads and page numbers, which stand inside sentences that go on."""
+    pages = [page.extract_text() for page in PdfReader(io.BytesIO(pdf)).pages]
+    inner = [re.sub(r"page \d+ of \d+\s*$", "", page) for page in pages]
+    return plain(inner[0] + "".join(page.partition("\n")[2] for page in inner[1:]))
 
 
 @pytest.fixture(scope="module")
