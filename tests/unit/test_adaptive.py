@@ -13,6 +13,7 @@ from small_models import images, tiny_resnet
 from vitsense.discover import find_sites
 from vitsense.numerics.distance import nats_to_flip
 from vitsense.plan.solve import make_problem
+from vitsense.progress import NoProgress
 from vitsense.sensitivity.adaptive import measure_adaptive
 from vitsense.sensitivity.doubt import doubts
 from vitsense.sensitivity.ledger import Entry, Ledger
@@ -192,3 +193,16 @@ def test_weights_alone_can_be_looked_at(setting) -> None:
     found = rows(sweep(setting, bits=(4,), parts=(Part.WEIGHTS,)))
     assert set(found["part"]) == {"weights"}
     assert set(found["status"]) == {"measured"}
+
+
+def test_when_every_cell_is_decided_no_empty_look_is_shown(setting, monkeypatch) -> None:
+    begun: list[int] = []
+
+    class Told(NoProgress):
+        def start(self, total: int, label: str) -> None:
+            begun.append(total)
+
+    monkeypatch.setattr("vitsense.sensitivity.adaptive.undecided", lambda *_: [])
+    sweep(setting, progress=Told())
+    assert begun
+    assert 0 not in begun

@@ -152,7 +152,9 @@ class _Sweep:
         return [cell for cell in everything if cell not in self.bounds]
 
     def _look(self, active: Sequence[Cell], before: int, after: int) -> None:
-        """Show the next images to the active cells."""
+        """Show the next images to the active cells; without any, say and do nothing."""
+        if not active:
+            return
         done = self.strata.counts(before) if before else (0,) * len(self.strata.sizes)
         counts = self.strata.counts(after)
         spans = self.strata.spans(done, counts)
