@@ -282,3 +282,8 @@ def test_accumulation_in_parts_gives_the_same_training(plan: Plan, tmp_path: Pat
         train(request(plan, recipe=what), made, CPU)
         losses.append([row["loss"] for row in made.metrics("train")])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_without_a_checkpoint_the_message_says_to_leave_out_resume(tmp_path: Path) -> None:
+    with pytest.raises(InputMissingError, match="same command without --resume"):
+        resume.load_state(tmp_path / "resume.pt")

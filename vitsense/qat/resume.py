@@ -37,7 +37,7 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputMissingError(
             f"There is no {path} to resume from: the training was stopped before its first "
-            "checkpoint, or is finished. Start it again under another --name."
+            "checkpoint. Give the same command without --resume to start it afresh."
         )
     try:
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
