@@ -8,9 +8,7 @@ of the same images), and the rank correlation (Spearman, 95 % interval of Bonett
 estimates with the measured divergence, for each width. The two are timed in turn, batch by batch,
 in one process; time is process CPU time, which other programs disturb least. Grids are made before.
 The half-split column is the rank correlation of the measured divergence of one half of the images
-with the other's: no estimate can be expected to rank better than the measurement itself. Where
-NVIDIA ModelOpt is installed (``--modelopt``), its gradient method scores the same model at 8 and 4
-bits.
+with the other's: no estimate can be expected to rank better than the measurement itself.
 """
 
 from __future__ import annotations
@@ -55,7 +53,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="measure every n-th module")
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4, 3, 2])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--modelopt", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found = versions()
@@ -100,8 +97,6 @@ def rows(name: str, options: argparse.Namespace) -> None:
         estimates[found.cell] = found.estimate.kl
     some = SiteCatalog(modules=catalog.modules[:: options.every])
     measured = measure(model, some, quantizers, images, options)
-    if options.modelopt:
-        print(f"# ModelOpt's gradient method, two formats: {modelopt(model, images):.1f} F")
     cost = statistics.median(costs)
     for bits in options.bits:
         cells = [cell for cell in measured[0] if cell.bits == bits]
@@ -133,34 +128,6 @@ def measure(
             )
             found.append({m.cell: m.outcome.kl for m in cells})
     return found if len(found) == 2 else found * 2
-
-
-def modelopt(model: torch.nn.Module, images: list) -> float:
-    """Cost in F of ModelOpt's ``auto_quantize(method="gradient")`` at 8 and 4 bits."""
-    import modelopt.torch.quantization as mtq
-
-    twin = copy.deepcopy(model)
-    loader = [batch for batch, _ in images]
-
-    def everything() -> None:
-        with torch.no_grad():
-            for batch in loader:
-                model(batch)
-
-    spent = cpu(
-        lambda: mtq.auto_quantize(
-            twin,
-            constraints={"effective_bits": 6.0},
-            quantization_formats=["INT8_DEFAULT_CFG", "INT4_BLOCKWISE_WEIGHT_ONLY_CFG"],
-            data_loader=loader,
-            forward_step=lambda m, batch: m(batch),
-            loss_func=lambda logits, _batch: logits.logsumexp(1).sum(),
-            num_calib_steps=len(loader),
-            num_score_steps=len(loader),
-            method="gradient",
-        )
-    )
-    return spent / cpu(everything)
 
 
 def cpu(work: Callable[[], object]) -> float:
