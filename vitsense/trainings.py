@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitsense.errors import InputMissingError, UserInputError
+from vitsense.errors import UserInputError
 from vitsense.runfolder import atomic_write, json_text, read_json
 
 QAT_SCHEMA = "vitsense.qat/1"
@@ -122,18 +122,3 @@ def training_path(run: Path, name: str) -> Path:
             f"--name is {name!r}: use letters, digits, dots, dashes and underscores."
         )
     return run / FOLDER / name
-
-
-def find_training(run: Path, name: str | None = None) -> TrainingFolder:
-    """A training of a run by name, or the one that was written last.
-
-    Raises:
-        InputMissingError: there is none; those that are there are listed.
-    """
-    found = TrainingFolder.all_in(run)
-    if name is not None:
-        found = [training for training in found if training.name == name]
-    if not found:
-        there = ", ".join(t.name for t in TrainingFolder.all_in(run)) or "none"
-        raise InputMissingError(f"{run} has no such training (there are: {there}).")
-    return max(found, key=lambda t: (t.path / "qat.json").stat().st_mtime)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitsense.formats import FormatLike, NumberFormat, format_of
 from vitsense.numerics.fake_quant import AnyGrid, fake_quantize
@@ -140,8 +140,3 @@ def supports(module: SiteModule, part: Part) -> str:
     if part is Part.WEIGHTS and module.weight_site is None:
         return "it has no weight"
     return ""
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """Where a model lives."""
-    return next(model.parameters()).device
