@@ -59,7 +59,7 @@ def main() -> None:
         "--exact-every",
         type=int,
         default=1,
-        help="every image only for every n-th module; more than 1 compares no plan of the exact table",
+        help="every image only for every n-th module; above 1, the exact table has no plan",
     )
     parser.add_argument("--avg-bits", type=float, default=4.0)
     options = parser.parse_args()

@@ -9,6 +9,7 @@ from typing import Any
 
 from vitsense.formats import FormatLike, format_of
 from vitsense.runfolder import RunFolder
+from vitsense.sensitivity.company import CompanyMemory
 from vitsense.sensitivity.estimate import Estimate, Estimates
 from vitsense.sensitivity.group_sweep import GroupCell, GroupOutcome
 from vitsense.sensitivity.ledger import Entry, Span
@@ -137,6 +138,37 @@ class KeptResults:
         digest = _bits_digest(bits, part)
         record = {"model": self._key, "plan": digest, "outcome": outcome.to_list()}
         self._run.append_state(record)
+
+
+class KeptCompany(CompanyMemory):
+    """The same, of the search for a better plan."""
+
+    def __init__(self, run: RunFolder, key: str, state: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__()
+        self._run = run
+        self._key = key
+        for record in state:
+            if record.get("model") != key or "company" not in record:
+                continue
+            digest, start, stop = record["company"]
+            if "values" in record:
+                self.values[digest, Span(start, stop)] = record["values"]
+            else:
+                self.sums[digest, Span(start, stop), record["module"]] = record["sums"]
+
+    def keep_sums(self, digest: str, span: Span, module: str, sums: Mapping[str, float]) -> None:
+        """Append what exchanging one module's format gave."""
+        self._append(digest, span, {"module": module, "sums": dict(sums)})
+        super().keep_sums(digest, span, module, sums)
+
+    def keep_values(self, digest: str, span: Span, values: Sequence[float]) -> None:
+        """Append what a whole plan gave."""
+        self._append(digest, span, {"values": list(values)})
+        super().keep_values(digest, span, values)
+
+    def _append(self, digest: str, span: Span, what: Mapping[str, Any]) -> None:
+        about = [digest, span.start, span.stop]
+        self._run.append_state({"model": self._key, "company": about, **what})
 
 
 def _bits_digest(bits: Mapping[str, FormatLike], part: Part) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -12,8 +13,9 @@ import torch
 from vitsense.analyze_explain import Explaining, explain, unexplained
 from vitsense.analyze_grids import grids_frame
 from vitsense.analyze_groups import GroupStage, groups_frame
-from vitsense.analyze_kept import KeptResults
+from vitsense.analyze_kept import KeptCompany, KeptResults
 from vitsense.analyze_plans import finished_plan, full_precision, plan_and_measure
+from vitsense.analyze_refine import RefineStage, refined
 from vitsense.analyze_sweep import Sweep, measure_cells
 from vitsense.analyze_tables import ModelTables, framed, modules_frame, site_arrays
 from vitsense.data import ImageSet
@@ -129,7 +131,24 @@ def analyze_model(
             progress=progress,
         )
     )
-    planned = plan_and_measure(model, settings, modules, sensitivity, measure)
+    # at most half of the time that is left, so that plans can be measured on evaluation images
+    searching = RefineStage(
+        key=key,
+        model=module,
+        catalog=catalog,
+        quantizers=quantizers,
+        read=lambda span: calibration.read(
+            model.preprocessing, range(span.start, span.stop), device
+        ),
+        images=len(calibration),
+        settings=settings,
+        memory=KeptCompany(run, key, state),
+        deadline=whole.part(0.5),
+        progress=progress,
+    )
+    planned = plan_and_measure(
+        model, settings, modules, sensitivity, measure, partial(refined, searching)
+    )
     fp = full_precision(planned.outcomes)
     explaining = Explaining(
         sweep=sweep,
@@ -151,6 +170,7 @@ def analyze_model(
         ),
         "groups": groups,
         "joint": planned.joint,
+        "refinement": planned.refinement,
         "additivity": planned.additivity,
         "pareto": planned.front,
         "pareto_bits": planned.front_bits,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from vitsense import provenance
+from vitsense.analyze_refine import refinement_rows
 from vitsense.analyze_tables import framed
 from vitsense.errors import UserInputError
 from vitsense.formats import FormatLike, format_of
@@ -19,6 +20,7 @@ from vitsense.plan.budget import Budget
 from vitsense.plan.make import make_plan
 from vitsense.plan.plan import Plan
 from vitsense.plan.predict import DropModel, fit_drop_model
+from vitsense.plan.refine import Refined
 from vitsense.plan.solve import (
     PIN_BITS,
     Assignment,
@@ -50,6 +52,7 @@ class Planned:
     outcomes: dict[str, Outcome]
     joint: pd.DataFrame
     additivity: pd.DataFrame
+    refinement: pd.DataFrame
     front: pd.DataFrame
     front_bits: pd.DataFrame
 
@@ -60,8 +63,9 @@ def plan_and_measure(
     modules: pd.DataFrame,
     sensitivity: pd.DataFrame,
     measure: Any,
+    search: Callable[[Problem, Budget, DropModel, Assignment], Refined | None],
 ) -> Planned:
-    """Measure uniform and random plans, fit the drop curve, solve, and measure what was solved.
+    """Measure uniform and random plans, fit the drop curve, solve, search on, measure the choice.
 
     Random plans lie between the uniform ones, of which the wide ones often lose nothing and the
     narrow ones everything: without them the curve would be a guess where plans are chosen.
@@ -86,12 +90,11 @@ def plan_and_measure(
     curve = _fitted(planable, problem, choices, outcomes, ceiling)
     problem, recommended, note = recommend(problem, budget, curve)
     front = pareto(problem, curve)
-    extra: dict[str, Mapping[str, FormatLike]] = {"recommended": recommended.formats}
-    for value in (3.0, 5.0, 6.0):
-        near = [a for a in front if abs(a.cost.avg_bits - value) < 0.3]
-        if near:
-            best = min(near, key=lambda a: abs(a.cost.avg_bits - value))
-            extra[f"pareto-{value:g}"] = best.formats
+    found = search(problem, budget, curve, recommended)
+    extra = _named(recommended, front)
+    if found is not None and dict(found.formats) != dict(recommended.formats):
+        recommended = assignment_of(problem, found.formats, curve)
+        extra = {"recommended": recommended.formats, "solved": extra.pop("recommended"), **extra}
     outcomes |= measure(extra)
     plans = choices | extra
     rows = [
@@ -100,7 +103,9 @@ def plan_and_measure(
     ]
     joint = framed("joint", model.key, rows)
     # what was measured since makes the front, and plans solved later, better than these predictions
-    curve = _fitted(planable, problem, plans, outcomes, ceiling)
+    # (not the searched plan: it was chosen to diverge less than its modules say)
+    summed = {k: v for k, v in plans.items() if k != "recommended" or "solved" not in plans}
+    curve = _fitted(planable, problem, summed, outcomes, ceiling)
     front = [assignment_of(problem, point.formats, curve) for point in front]
     return Planned(
         problem=problem,
@@ -108,6 +113,7 @@ def plan_and_measure(
         recommended=recommended,
         budget=budget,
         note=note,
+        refinement=framed("refinement", model.key, refinement_rows(found)),
         outcomes=outcomes,
         joint=joint,
         additivity=framed("additivity", model.key, additivity_rows(planable, joint, plans)),
@@ -122,6 +128,19 @@ def plan_and_measure(
             ],
         ),
     )
+
+
+def _named(
+    recommended: Assignment, front: Sequence[Assignment]
+) -> dict[str, Mapping[str, FormatLike]]:
+    """The plans to measure besides: the recommended one, and the front near some averages."""
+    found: dict[str, Mapping[str, FormatLike]] = {"recommended": recommended.formats}
+    for value in (3.0, 5.0, 6.0):
+        near = [a for a in front if abs(a.cost.avg_bits - value) < 0.3]
+        if near:
+            best = min(near, key=lambda a: abs(a.cost.avg_bits - value))
+            found[f"pareto-{value:g}"] = best.formats
+    return found
 
 
 def _fitted(

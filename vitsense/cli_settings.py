@@ -112,6 +112,19 @@ _OPTIONS = (
     ),
     click.option("--budget", default=_DEFAULT.budget, help="Limit of the plan; see vitsense plan."),
     click.option(
+        "--refine",
+        type=int,
+        default=_DEFAULT.refine,
+        metavar="STEPS",
+        help="Steps by which the recommended plan is improved as a whole; 0: as solved.",
+    ),
+    click.option(
+        "--refine-images",
+        type=int,
+        default=_DEFAULT.refine_images,
+        help="At most so many calibration images (and half of them) to look for exchanges.",
+    ),
+    click.option(
         "--weight-range",
         type=_RANGES,
         default=_DEFAULT.quant.weight_range.value,

@@ -177,6 +177,17 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "drop_after_high": "float64",
     },
     "joint": {"model": "str", "plan": "str", **_PREDICTED, **_OUTCOME},
+    "refinement": {
+        "model": "str",
+        "start": "str",
+        "number": "int64",
+        "images": "int64",
+        "changed": "int64",
+        "expected": "float64",
+        "before": "float64",
+        "after": "float64",
+        "taken": "boolean",
+    },
     "additivity": {
         "model": "str",
         "plan": "str",

@@ -146,6 +146,10 @@ class AnalyzeSettings:
     confidence: float = 0.95
     """Adaptive: of the intervals that decide."""
     budget: str = "avg-bits=4"
+    refine: int = 3
+    """Steps by which the recommended plan is improved as a whole; 0: it stays as solved."""
+    refine_images: int = 64
+    """Calibration images on which exchanges are measured at most; others compare plans."""
     batch: int | None = None
     """Images per micro-batch; None: chosen from the memory the model needs."""
     memory: int = 2 * 2**30
@@ -182,6 +186,8 @@ class AnalyzeSettings:
             ("--batch-size", 1 if self.batch is None else self.batch, 1),
             ("--seed", self.seed, 0),
             ("--memory", self.memory, 1),
+            ("--refine", self.refine, 0),
+            ("--refine-images", self.refine_images, 1),
         ):
             if value < least:
                 raise UserInputError(f"{name} is {value}: it must be at least {least}.")
@@ -243,10 +249,10 @@ class AnalyzeSettings:
     def differing(self, other: dict[str, Any]) -> list[str]:
         """Names of settings that are not as in ``other`` (a `to_json` of an earlier run).
 
-        Left out is what changes no measured number (budget, device), or changes it only by the
-        rounding of another batch size (memory), or decides only how much is measured (time).
+        Left out is what changes no measured number (budget, search, device), or changes it only by
+        the rounding of another batch size (memory), or decides only how much is measured (time).
         """
-        free = {"budget", "device", "memory", "budget_time"}
+        free = {"budget", "refine", "refine_images", "device", "memory", "budget_time"}
         mine = self.to_json()
         return sorted(
             key

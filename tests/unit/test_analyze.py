@@ -25,8 +25,8 @@ SETTINGS = AnalyzeSettings(
 )
 TINY = dataclasses.replace(SETTINGS, images=4, calibration=4, bits=(8,), batch=4)
 TABLES = (
-    "modules", "statistics", "sensitivity", "grids", "groups", "joint", "additivity", "pareto",
-    "pareto_bits", "coverage",
+    "modules", "statistics", "sensitivity", "grids", "groups", "joint", "additivity", "refinement",
+    "pareto", "pareto_bits", "coverage",
 )  # fmt: skip
 
 
@@ -53,6 +53,9 @@ def test_a_run_leaves_complete_tables(finished: RunFolder) -> None:
     assert (cells["drop"] <= cells["drop_high"]).all()
     joint = finished.table("joint").set_index("plan")
     assert {"uniform-8", "uniform-4", "uniform-2", "recommended"} <= set(joint.index)
+    steps = finished.table("refinement")
+    assert set(steps["start"]) <= {"solved", "uniform-4"}
+    assert ("solved" in joint.index) == bool(steps["taken"].any())
     assert record["models"][0]["fp"]["top1"] > 90
     assert joint.loc["uniform-2", "drop"] > 20  # 2 bits visibly hurt
     assert joint.loc["uniform-8", "drop"] < 5

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,6 +14,7 @@ from vitsense.plan.budget import Budget, BudgetKind
 from vitsense.plan.cost import FLOAT_BITS, Cost, cost_of, operation_bits, shape_of, weight_bits
 from vitsense.plan.latency import LatencyProfile
 from vitsense.plan.predict import DropModel, Prediction
+from vitsense.plan.quiet import quiet_stdout
 from vitsense.schemas import RATED
 from vitsense.settings import Part
 
@@ -45,6 +43,14 @@ class Problem:
     """What is quantized."""
     profile: LatencyProfile | None = None
     """For a budget of latency."""
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """Only choices that differ from a plan in at most so many modules."""
+
+    formats: Mapping[str, str]
+    changes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +179,9 @@ def _monotone(kl: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def solve(problem: Problem, budget: Budget, model: DropModel) -> Assignment:
+def solve(
+    problem: Problem, budget: Budget, model: DropModel, near: Near | None = None
+) -> Assignment:
     """The choice of least summed divergence within the budget (of least bits, for MAX_DROP).
 
     A module's width holds for its weight and its activations. Products have no weights and would
@@ -191,8 +199,10 @@ def solve(problem: Problem, budget: Budget, model: DropModel) -> Assignment:
     constraints = [LinearConstraint(table.one_each, 1, 1)]
     if len(table.tied):
         constraints.append(LinearConstraint(table.tied, 0, 0))
+    if near is not None:
+        limits = [*limits, (table.changed(near.formats), near.changes)]
     constraints += [LinearConstraint(row[None, :], -np.inf, limit) for row, limit in limits]
-    with _quiet_stdout():
+    with quiet_stdout():
         found = milp(
             objective,
             integrality=np.ones(len(objective), dtype=np.int64),
@@ -205,21 +215,11 @@ def solve(problem: Problem, budget: Budget, model: DropModel) -> Assignment:
     return table.assignment(np.flatnonzero(found.x > 0.5), model)
 
 
-@contextmanager
-def _quiet_stdout() -> Iterator[None]:
-    """Keep HiGHS from writing to the process's standard output, which belongs to results.
-
-    Some of its builds print from C whatever the options say.
-    """
-    sys.stdout.flush()
-    kept, sink = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(sink, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(sink)
+def within(problem: Problem, budget: Budget, model: DropModel, formats: Mapping[str, str]) -> bool:
+    """Whether a whole plan keeps a budget."""
+    table = _Table(problem)
+    chosen = 1.0 - table.changed(formats)
+    return all(float(row @ chosen) <= limit for row, limit in table.limits(budget, model))
 
 
 def _infeasible(table: _Table, budget: Budget, model: DropModel) -> str:
@@ -291,6 +291,11 @@ class _Table:
             for a, b in zip(numbers, numbers[1:], strict=False):
                 rows.append(self._codes * (self._owner == a) - self._codes * (self._owner == b))
         return np.array(rows) if rows else np.zeros((0, len(self._choices)))
+
+    def changed(self, formats: Mapping[str, str]) -> NDArray[np.float64]:
+        """1 for every choice that is not the module's format in a plan."""
+        same = [formats[self._names[i]] == width for i, width in self._choices]
+        return 1.0 - np.array(same, dtype=np.float64)
 
     def limits(self, budget: Budget, model: DropModel) -> list[tuple[NDArray[np.float64], float]]:
         """Rows and their upper limits."""

@@ -14,4 +14,4 @@ def plan_name(name: str) -> str:
         return f"mixed, about {value} bits"
     if kind == "random":
         return f"random formats, {value}"
-    return name
+    return "as solved from single modules" if name == "solved" else name

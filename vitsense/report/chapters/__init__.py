@@ -13,6 +13,7 @@ from vitsense.report.chapters.additivity import additivity_chapter
 from vitsense.report.chapters.deployment import deployment
 from vitsense.report.chapters.explained import causes, predictors
 from vitsense.report.chapters.groups import groups_chapter
+from vitsense.report.chapters.refinement import refinement_chapter
 from vitsense.report.chapters.training import training
 from vitsense.report.section import Section
 from vitsense.report.source import Source
@@ -24,6 +25,7 @@ FOR_THE_RUN: tuple[RunChapter, ...] = ()
 """After the models, before the method."""
 
 FOR_EACH_MODEL: tuple[ModelChapter, ...] = (
+    refinement_chapter,
     groups_chapter,
     additivity_chapter,
     causes,

@@ -1,0 +1,110 @@
+"""How the recommended plan was improved as a whole, and what that gained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vitsense.report.formatters import number, short, span
+from vitsense.report.plan_names import plan_name
+from vitsense.report.section import Finding, Section, Table, Words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vitsense.report.source import Source
+
+_WAY = (
+    "The solver adds up what single modules cost in an otherwise full-precision model. Rounding "
+    "errors that meet reinforce or cancel each other, so that plan was improved as a whole, on "
+    "calibration images: with the plan in force, every module was exchanged for the next narrower "
+    "and the next wider format, the best exchanges within the budget were tried together, and what "
+    "was better on other calibration images became the next plan."
+)
+
+
+def refinement_chapter(source: Source, model: str) -> Section | None:
+    """Every step of the search, and the two plans on evaluation images; None without a search."""
+    steps = source.table("refinement", model)
+    if steps.empty:
+        return None
+    joint = source.table("joint", model).set_index("plan")
+    found = [_gain(joint, source.labelled(model))] if "solved" in joint.index else []
+    if not found:
+        found = [
+            Finding(
+                headline="No exchange in the whole plan was better than the solved one",
+                numbers="The recommended plan is the one that was solved from single modules.",
+            )
+        ]
+    return Section(
+        key="refinement",
+        title="Does the plan hold as a whole?",
+        blocks=(*found, Words(text=_WAY), _table(steps)),
+    )
+
+
+def _gain(joint: pd.DataFrame, labelled: bool) -> Finding:
+    before, after = joint.loc["solved"], joint.loc["recommended"]
+    apart = after["kl_high"] < before["kl_low"]
+    loss = "drop" if labelled else "loss of agreement"
+    headline = (
+        f"Exchanging formats in the whole plan lowers its divergence from {short(before['kl'])} "
+        f"to {short(after['kl'])} nats"
+        if apart
+        else "On the evaluation images, the plan improved as a whole cannot be told from the "
+        "solved one"
+    )
+    return Finding(
+        headline=headline,
+        numbers=(
+            f"On evaluation images, which decided nothing: {_measured(before, labelled)} as "
+            f"solved from single modules, {_measured(after, labelled)} after the exchanges "
+            f"({loss} and divergence, {number(before['avg_bits'], 2)} and "
+            f"{number(after['avg_bits'], 2)} bits on average)."
+        ),
+    )
+
+
+def _measured(row: Any, labelled: bool) -> str:
+    ends = ("drop", "drop_low", "drop_high")
+    value, low, high = (
+        (row[c] for c in ends)
+        if labelled
+        else (100 - row[c] for c in ("agreement", "agreement_high", "agreement_low"))
+    )
+    return (
+        f"{number(value)} points ({span(low, high)}), {short(row['kl'])} nats "
+        f"({short(row['kl_low'])} to {short(row['kl_high'])})"
+    )
+
+
+def _table(steps: pd.DataFrame) -> Table:
+    rows = [
+        (
+            f"{plan_name(row['start'])}, step {row['number']}",
+            str(row["images"]),
+            str(row["changed"]),
+            short(row["before"]),
+            short(row["after"]),
+            "yes" if row["taken"] else "no",
+        )
+        for row in steps.to_dict("records")
+    ]
+    return Table(
+        title="The steps of the search",
+        head=(
+            "Start and step",
+            "Images for exchanges",
+            "Modules exchanged",
+            "Divergence before (nats)",
+            "After (nats)",
+            "Kept",
+        ),
+        rows=tuple(rows),
+        reading=(
+            "Each step is the best of a few trials with different numbers of exchanges. It is kept "
+            "when it is clearly better on calibration images on which no exchange was looked for "
+            "(by two standard errors); if not, exchanges are measured on more images. A search "
+            "also begins from the widest uniform plan within the budget."
+        ),
+    )
