@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vitsense.numerics import Format
-from vitsense.qat import functions
+from vitsense.qat import attention, functions
 from vitsense.qat.quantizers import LearnedQuantizer, lsq_factor, module_factor
 from vitsense.qat.rounding import LearnedGrid, Rounding, quantize
 from vitsense.qat.settings import StepGradient, WeightMethod
@@ -194,7 +194,7 @@ def test_attention(
     shape: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(functions, "ATTENTION_BYTES", at_once)
+    monkeypatch.setattr(attention, "ATTENTION_BYTES", at_once)
     operands = [random(4, 3, 6, 8, seed=seed) for seed in (1, 2, 3)]
     steps = [c + 0.1 * random(*shape, seed=4).abs() for c in (0.2, 0.25, 0.02, 0.3)]
     masks = [] if mask is None else [random(*mask, seed=5)]
@@ -202,7 +202,7 @@ def test_attention(
 
     def ours(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
         grids = [LearnedGrid(s, None, r) for s, r in zip(rest[:4], rules, strict=True)]
-        return functions.attention(q, k, v, rest[4] if masks else None, 0.35, grids)
+        return attention.attention(q, k, v, rest[4] if masks else None, 0.35, grids)
 
     def theirs(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
         q, k = definition(q, rest[0], None, SIGNED), definition(k, rest[1], None, SIGNED)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from vitsense.observe.attention import attention_output, attention_scores
 from vitsense.observe.operations import Call
-from vitsense.qat import functions
+from vitsense.qat import attention, functions
 from vitsense.qat.quantizers import Quantizer
 from vitsense.qat.rounding import LearnedGrid
 from vitsense.sites import SiteModule, SiteRole
@@ -93,7 +93,7 @@ class QuantizedOperations:
                 for role, tensor in zip(_ROLES, tensors, strict=True)
             )
             mask = _additive(call.get(3, "attn_mask"), query)
-            result: Tensor = functions.attention(query, key, value, mask, scale, grids)
+            result: Tensor = attention.attention(query, key, value, mask, scale, grids)
             return result
         for position, role in enumerate((SiteRole.QUERY, SiteRole.KEY, SiteRole.VALUE)):
             if role in by_role:

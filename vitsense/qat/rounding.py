@@ -43,8 +43,25 @@ class RoundingGradients(NamedTuple):
     offset: Tensor | None
 
 
-def codes_of(x: Tensor, grid: LearnedGrid) -> Tensor:
-    """Whole codes as a new floating-point tensor, `x.shape`, at least float32.
+class Rounded(NamedTuple):
+    """A rounded tensor as ``values * factor + shift``, so that few passes make it.
+
+    Where a tensor has one step, ``values`` are its codes, and whoever multiplies it puts the factor
+    into the smaller of the two operands. Otherwise they are the levels, factor and shift are None.
+    """
+
+    values: Tensor
+    factor: Tensor | None = None
+    shift: Tensor | None = None
+
+
+def codes_of(x: Tensor, grid: LearnedGrid, *, overwrite: bool = False) -> Tensor:
+    """Whole codes as a floating-point tensor, `x.shape`, at least float32.
+
+    Args:
+        x: What is rounded.
+        grid: To which grid.
+        overwrite: Whether ``x`` may be lost.
 
     Source: Bhalgat et al. 2020, "LSQ+", eq. 1; Esser et al. 2020, eq. 1 (no offset). As in
     `vitsense.numerics.fake_quantize`, the product with the reciprocal of the step, ties to even.
@@ -52,7 +69,10 @@ def codes_of(x: Tensor, grid: LearnedGrid) -> Tensor:
     # bfloat16 and float16 cannot hold a code and a half
     x = x if x.dtype is torch.float64 else x.float()
     inverse = 1.0 / grid.step
-    codes = x * inverse if grid.offset is None else (x - grid.offset).mul_(inverse)
+    if grid.offset is not None:
+        codes = (x - grid.offset).mul_(inverse)
+    else:
+        codes = x.mul_(inverse) if overwrite else x * inverse
     return codes.round_().clamp_(grid.rounding.qmin, grid.rounding.qmax)
 
 
@@ -65,8 +85,35 @@ def rounded(x: Tensor, grid: LearnedGrid) -> Tensor:
     return (values if grid.offset is None else values.add_(grid.offset)).to(x.dtype)
 
 
+def apart(
+    x: Tensor, grid: LearnedGrid | None, *, shifts: bool = False, overwrite: bool = False
+) -> Rounded:
+    """``x`` on the grid, its step kept apart where there is one step.
+
+    Args:
+        x: What is rounded.
+        grid: To which grid; None leaves ``x`` alone.
+        shifts: Whether an offset is kept apart as well; without, such a grid gives levels.
+        overwrite: Whether ``x`` may be lost.
+    """
+    if grid is None:
+        return Rounded(x)
+    if grid.step.numel() != 1 or (grid.offset is not None and not shifts):
+        return Rounded(rounded(x, grid))
+    return Rounded(codes_of(x, grid, overwrite=overwrite).to(x.dtype), grid.step, grid.offset)
+
+
+class Sums(NamedTuple):
+    """Sums over the values that share a step, where they are known without a pass."""
+
+    products: Tensor | None = None
+    """Of the gradient with the levels."""
+    gradients: Tensor | None = None
+    """Of the gradient."""
+
+
 def rounding_gradients(
-    grad: Tensor, x: Tensor, levels: Tensor, grid: LearnedGrid
+    grad: Tensor, x: Tensor, levels: Rounded, grid: LearnedGrid, sums: Sums | None = None
 ) -> RoundingGradients:
     """Gradients by the straight-through estimator; ``grad`` is overwritten.
 
@@ -81,22 +128,32 @@ def rounding_gradients(
         x: What was rounded.
         levels: What it was rounded to.
         grid: To which grid.
+        sums: Those that are known.
 
     Source: Esser et al. 2020, eq. 3 and 5; Bhalgat et al. 2020, eq. 3 to 6.
     """
     step, offset = grid.step, grid.offset
     kind = x.dtype
     if kind not in (torch.float32, torch.float64):
-        grad, x, levels = grad.float(), x.float(), levels.float()
+        grad, x = grad.float(), x.float()
     elif grad.dtype is not kind:
         grad = grad.to(kind)
-    everywhere = _product_sum(grad, levels, step)
-    total = None if offset is None else grad.sum_to_size(step.shape)
+    sums = sums or Sums()
+    total = sums.gradients
+    if total is None and offset is not None:
+        total = grad.sum_to_size(step.shape)
+    everywhere = sums.products
+    if everywhere is None:
+        everywhere = _product_sum(grad, levels.values.to(grad.dtype), step)
+        if levels.factor is not None:
+            everywhere = everywhere * levels.factor
+        if levels.shift is not None and total is not None:
+            everywhere = everywhere + levels.shift * total
     inside = _inside(grad, x, grid)
-    difference = everywhere - _product_sum(inside, x, step)
+    difference = everywhere.reshape(step.shape) - _product_sum(inside, x, step)
     grad_offset = None
     if offset is not None and total is not None:
-        grad_offset = total - inside.sum_to_size(step.shape)
+        grad_offset = total.reshape(step.shape) - inside.sum_to_size(step.shape)
         difference = difference - offset * grad_offset
     return RoundingGradients(inside.to(kind), difference / step, grad_offset)
 
@@ -160,5 +217,5 @@ class _Quantize(torch.autograd.Function):
         x, step, offset = ctx.saved_tensors
         grid = LearnedGrid(step, offset, ctx.rounding)
         # a gradient may be shared with another consumer, so it is not overwritten
-        found = rounding_gradients(grads[0].clone(), x, rounded(x, grid), grid)
+        found = rounding_gradients(grads[0].clone(), x, Rounded(rounded(x, grid)), grid)
         return found.x, found.step, found.offset, None
