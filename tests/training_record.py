@@ -41,6 +41,10 @@ def add_training(run: Path, digest: str, name: str = "demo", **changes: Any) -> 
         "module,bits,change,codes_changed,oscillating,sqnr_before,sqnr_after,kurtosis_before,"
         "kurtosis_after\na.<b>,4,0.123,0.25,0.02,10,20,1,2\nc,8,0.01,0.5,0,30,31,0,0\n"
     )
+    (folder.path / "sensitivities.csv").write_text(
+        "module,bits,n,kl_before,kl_before_low,kl_before_high,kl_after,kl_after_low,kl_after_high\n"
+        "a.<b>,4,16,0.5,0.4,0.7,0.2,0.1,0.3\nc,8,16,0.01,0.005,0.02,0.03,0.02,0.04\n"
+    )
     record = {
         "status": "complete",
         "model": {"weights_digest": digest},

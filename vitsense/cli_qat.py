@@ -67,6 +67,15 @@ _COMMON = ("epochs", "lr", "batch", "crops", "seed", "precision", "accumulate")
 @click.option("--resume", is_flag=True, help="There must be something to go on from.")
 @click.option("--ablate", is_flag=True, help="The recipe, without each part, and its rivals.")
 @click.option("--seeds", default="0,1,2", help="Seeds of --ablate.")
+@click.option(
+    "--variants", metavar="NAMES", help="Of --ablate, with commas: full,lsq+. Default: all."
+)
+@click.option(
+    "--sensitivity-images",
+    type=int,
+    default=16,
+    help="Images to measure every module alone on, before and after; 0: not at all.",
+)
 @click.option("--workers", type=int, default=0, help="Processes that read images.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files as well.")
@@ -83,6 +92,7 @@ def qat(
     resume: bool,
     ablate: bool,
     seeds: str,
+    variants: str | None,
     progress_style: str,
     quiet: bool,
     as_json: bool,
@@ -109,6 +119,8 @@ def qat(
     request = _request(plan, found, options)
     progress = make_progress(ProgressStyle.NONE if quiet else ProgressStyle(progress_style))
     session().resumable = True
+    if variants is not None and not ablate:
+        raise UserInputError("--variants needs --ablate, whose trainings it chooses.")
     if out is None and found is None:
         raise UserInputError("The plan lies in no run: say where to write with --out.")
     try:
@@ -116,7 +128,10 @@ def qat(
             from vitsense.qat.ablate import ablate as run_ablation
 
             where = out or training_path(_there(found), name or "ablation")
-            table = run_ablation(request, where, pick_device(device), _seeds(seeds), progress)
+            names = None if variants is None else [name.strip() for name in variants.split(",")]
+            table = run_ablation(
+                request, where, pick_device(device), _seeds(seeds), progress, names
+            )
             emit(str(table))
             return
         from vitsense.qat.train import train
@@ -182,6 +197,7 @@ def _request(plan: Plan, run: RunFolder | None, options: Mapping[str, Any]) -> Q
         eval_seed=0 if origin is None else origin.seed,
         labels=options["labels"],
         teacher=_teacher(options),
+        sensitivity_images=options["sensitivity_images"],
         workers=options["workers"],
         tensorboard=options["tensorboard"],
     )

@@ -25,8 +25,9 @@ class TrainingFolder:
 
     ``qat.json`` says what was done and what came out; ``metrics.jsonl`` holds a row per logged
     step, evaluation and look at the weights (its ``kind``); ``movement.csv`` how each module's
-    weight moved; ``weights.npz`` histograms of latent weights; ``last.safetensors`` and
-    ``best.safetensors`` the trained model; ``resume.pt`` what an interrupted training needs.
+    weight moved; ``sensitivities.csv`` what each module alone costs before and after;
+    ``weights.npz`` histograms of latent weights; ``last.safetensors`` and ``best.safetensors`` the
+    trained model; ``resume.pt`` what an interrupted training needs.
     """
 
     path: Path

@@ -9,18 +9,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from qat_jobs import CPU, resnet_plan
 
 from vitsense import cli
 from vitsense.models import load_model
+from vitsense.plan.plan import Plan
 from vitsense.qat.uniform import uniform_plan
 from vitsense.settings import AnalyzeSettings, ModelRequest
 from vitsense.trainings import TrainingFolder
 
 _SMALL = (
     "--images", "32", "--eval-images", "36", "--epochs", "0.5", "--batch-size", "8",
-    "--set", "calibration=8", "-q",
+    "--set", "calibration=8", "--sensitivity-images", "0", "-q",
 )  # fmt: skip
 
 
@@ -44,7 +46,8 @@ def _qat(plan: Path, *more: str, small: Sequence[str] = _SMALL) -> int:
 
 
 def test_a_plan_is_trained_in_its_run(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _qat(plan, "--lr", "1e-4", "--set", "strength=0.5", "--tensorboard") == 0
+    more = ("--tensorboard", "--sensitivity-images", "4")
+    assert _qat(plan, "--lr", "1e-4", "--set", "strength=0.5", *more) == 0
     out = capsys.readouterr().out
     folder = TrainingFolder(plan.parent / "qat" / "demo")
     record = folder.read_record()
@@ -53,6 +56,10 @@ def test_a_plan_is_trained_in_its_run(plan: Path, capsys: pytest.CaptureFixture[
     assert "Quantized, not trained" in out
     assert f"Training: {folder.path}" in out
     assert list((folder.path / "tensorboard").glob("events*"))
+    alone = pd.read_csv(folder.path / "sensitivities.csv")
+    assert list(alone["module"]) == [module.name for module in Plan.load(plan).modules]
+    assert set(alone["n"]) == {4}
+    assert record["sensitivity"]["kl_after"] == pytest.approx(alone["kl_after"].sum())
     assert _qat(plan) == 2  # complete, and with other settings
     assert "different are: lr, strength" in capsys.readouterr().err
 
@@ -74,6 +81,24 @@ def test_a_wrong_call_says_what_to_do(
 ) -> None:
     assert _qat(plan, *more) == code
     assert message in capsys.readouterr().err
+
+
+def test_an_ablation_trains_its_variants_and_writes_the_table(
+    plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--ablate", "--seeds", "0,1", "--variants", "full,lsq", "--epochs", "0.25")
+    assert _qat(plan, *more, "--set", "evaluate=0") == 0
+    where = plan.parent / "qat" / "ablation"
+    assert f"{where / 'ablation.md'}" in capsys.readouterr().out
+    table = pd.read_csv(where / "ablation.csv").set_index("variant")
+    for name in ("full", "lsq"):
+        records = [TrainingFolder(where / f"{name}-seed{seed}").read_record() for seed in (0, 1)]
+        assert {record["steps"] for record in records} == {1}
+        mean = sum(record["last"]["top1"] for record in records) / 2
+        assert table.loc[name, "last"] == pytest.approx(mean)
+    assert "| lsq | 2 |" in (where / "ablation.md").read_text()
+    assert _qat(plan, "--variants", "full") == 2
+    assert "--variants needs --ablate" in capsys.readouterr().err
 
 
 def test_a_plan_outside_of_a_run_needs_a_model(

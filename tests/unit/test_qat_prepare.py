@@ -208,6 +208,23 @@ def test_the_wrong_plan_is_refused() -> None:
         prepare_qat(vit, strange, calibration=[images(2)])
 
 
+@pytest.mark.parametrize(
+    ("entry", "quantization", "message"),
+    [
+        ({"weight": "mxfp4", "activation": "uint4"}, {}, "format 'mxfp4'.*int2 to int8"),
+        ({"activation": "fp8_e4m3"}, {}, "format 'fp8_e4m3'.*--pin head=4"),
+        ({}, {"attention_probs": "log2"}, "probabilities as log2"),
+    ],
+)
+def test_a_plan_without_evenly_spaced_levels_is_refused(
+    entry: dict[str, str], quantization: dict[str, str], message: str
+) -> None:
+    module = ModulePlan(name="head", bits=4, **entry)
+    plan = Plan(modules=(module,), quantization=quantization)
+    with pytest.raises(UserInputError, match=message):
+        prepare_qat(BUILDERS["vit"](), plan, calibration=[images(2)])
+
+
 def test_no_images_are_refused() -> None:
     with pytest.raises(MeasurementError, match="calibrate"):
         prepare_qat(BUILDERS["vit"](), plan_for(BUILDERS["vit"]()), calibration=[])

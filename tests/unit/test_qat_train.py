@@ -284,6 +284,18 @@ def test_accumulation_in_parts_gives_the_same_training(plan: Plan, tmp_path: Pat
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_mixed_precision_in_parts_follows_single_precision(plan: Plan, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("no", "bf16"):
+        what = recipe(precision=precision, accumulate=2, norms="frozen", epochs=0.5)
+        made = folder(tmp_path, precision)
+        record = train(request(plan, recipe=what), made, CPU)
+        losses.append([row["loss"] for row in made.metrics("train")])
+    assert record["recipe"]["precision"] == "bf16"
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
 def test_without_a_checkpoint_the_message_says_to_leave_out_resume(tmp_path: Path) -> None:
     with pytest.raises(InputMissingError, match="same command without --resume"):
         resume.load_state(tmp_path / "resume.pt")

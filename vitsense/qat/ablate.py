@@ -113,7 +113,7 @@ def ablate(
     for name, recipe in variants(request.recipe, names).items():
         records = []
         for seed in seeds:
-            one = replace(request, recipe=replace(recipe, seed=seed))
+            one = replace(request, recipe=replace(recipe, seed=seed), sensitivity_images=0)
             folder = TrainingFolder.at(where / f"{name.replace(' ', '-')}-seed{seed}")
             progress.note(f"{name}, seed {seed}")
             done = folder.read_record() if folder.started else {}

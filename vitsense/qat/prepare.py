@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -135,7 +136,8 @@ def prepare_qat(
         SiteMismatchError: the plan names a module that the model lacks, or was made for other
             weights or another architecture.
         MeasurementError: there are no calibration images, or the model gives no logits.
-        UserInputError: a format is unknown, or the model has gradient checkpointing turned on.
+        UserInputError: a format is unknown or is not one of whole codes, or the model has gradient
+            checkpointing turned on.
     """
     batches = [batch for batch in calibration if len(batch)]
     if not batches:
@@ -223,6 +225,7 @@ def _prepared(
             "again without their quantizers. Turn it off (set_grad_checkpointing(False)); "
             "prepared models keep no more for the backward pass than full precision does."
         )
+    _check_formats(plan)
     catalog = find_sites(model, batches[0][:1])
     _check(plan, catalog, model)
     settings = _settled(settings, plan)
@@ -264,6 +267,26 @@ def _check(plan: Plan, catalog: SiteCatalog, model: nn.Module) -> None:
         raise SiteMismatchError(
             f"The plan was made for a model whose sites have the digest {theirs}; this model's is "
             f"{catalog.digest}: make a plan from an analysis of this model."
+        )
+
+
+def _check_formats(plan: Plan) -> None:
+    """Refuse what has no learned grid: floating-point and block formats, powers of two."""
+    integer = re.compile(r"u?int\d+")
+    for entry in plan.modules:
+        for form in (entry.weight, entry.activation):
+            if form is not None and form != FLOAT and not integer.fullmatch(form.strip()):
+                raise UserInputError(
+                    f"The plan gives {entry.name} the format {form!r}: training learns steps "
+                    f"of even levels, so it takes int2 to int8 and int16, or {FLOAT!r} for a "
+                    "part that stays as it is. Plan with those (vitsense analyze --bits 8,4,3,2), "
+                    f"or fix this module (vitsense plan --pin {entry.name}=4); a plan with {form} "
+                    "can be exported without training."
+                )
+    if plan.quantization.get("attention_probs", "uniform") != "uniform":
+        raise UserInputError(
+            f"The plan holds attention probabilities as {plan.quantization['attention_probs']}: "
+            "training has evenly spaced levels only. Analyze with --attention-probs uniform."
         )
 
 

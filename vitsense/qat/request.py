@@ -34,6 +34,8 @@ class QatRequest:
     """A label bank."""
     teacher: ModelRequest | None = None
     device: str = "auto"
+    sensitivity_images: int = 0
+    """Evaluation images on which each module alone is measured before and after; 0: not at all."""
     workers: int = 0
     tensorboard: bool = False
     checkpoint_steps: int | None = None
@@ -52,6 +54,7 @@ class QatRequest:
         for name, value, least in (
             ("--eval-images", self.eval_images, 1),
             ("--workers", self.workers, 0),
+            ("--sensitivity-images", self.sensitivity_images, 0),
         ):
             if value < least:
                 raise UserInputError(f"{name} is {value}: it must be at least {least}.")

@@ -14,6 +14,7 @@ from vitsense.errors import InputMissingError
 from vitsense.models import LoadedModel
 from vitsense.qat.looks import WeightFacts, histogram_arrays, movement_rows
 from vitsense.qat.request import QatRequest
+from vitsense.qat.sensitivities import ModuleDivergence, sensitivity_rows
 from vitsense.qat.training_set import TrainingSet
 from vitsense.runfolder import atomic_write
 from vitsense.trainings import TrainingFolder
@@ -66,6 +67,17 @@ class TrainingLog:
         """Write ``movement.csv``."""
         frame = pd.DataFrame(movement_rows(before, after, shares))
         atomic_write(self._folder.path / "movement.csv", frame.to_csv(index=False))
+
+    def sensitivities(
+        self, before: Mapping[str, ModuleDivergence], after: Mapping[str, ModuleDivergence]
+    ) -> dict[str, Any]:
+        """Write ``sensitivities.csv``; gives their sums for the record."""
+        rows = sensitivity_rows(before, after)
+        atomic_write(
+            self._folder.path / "sensitivities.csv", pd.DataFrame(rows).to_csv(index=False)
+        )
+        sums = {key: sum(row[key] for row in rows) for key in ("kl_before", "kl_after")}
+        return {"sensitivity": {"images": rows[0]["n"] if rows else 0, **sums}}
 
     def close(self) -> None:
         """Release TensorBoard's file."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vitsense import provenance
+from vitsense.data import ImageSet
 from vitsense.errors import InputMissingError, StaleResultError, UserInputError
 from vitsense.models import LoadedModel, load_model
 from vitsense.plan.plan import Plan
@@ -26,6 +27,7 @@ from vitsense.qat.ptq import ptq_outcome
 from vitsense.qat.request import QatRequest, refuse_changed
 from vitsense.qat.result import TrainingLog, finished, first_record
 from vitsense.qat.resume import load_state
+from vitsense.qat.sensitivities import ModuleDivergence, module_divergences
 from vitsense.qat.steadying import Steadying, qat_settings
 from vitsense.qat.teacher import Teacher
 from vitsense.qat.training_set import TrainingSet, open_training_set
@@ -158,6 +160,7 @@ def _train(job: _Job, folder: TrainingFolder, steps: int, state: dict[str, Any] 
         model.module, plan, settings=qat_settings(recipe), calibration=job.calibration
     )
     before = weight_facts(quantized)
+    alone = _alone(job, quantized)
     if state is not None:
         quantized.load_state_dict(state["model"], strict=True)
     job.evaluation.remember(model.module)
@@ -184,6 +187,23 @@ def _train(job: _Job, folder: TrainingFolder, steps: int, state: dict[str, Any] 
     job.record |= finished(job.record, engine, folder)
     if job.main:
         _write_weights(job, engine, quantized, before)
+        if alone is not None:
+            job.progress.note("Every module alone, after training.")
+            job.record |= job.log.sensitivities(alone, _alone(job, quantized) or {})
+
+
+def _alone(job: _Job, quantized: QuantizedModel) -> dict[str, ModuleDivergence] | None:
+    """What each module alone costs on a few evaluation images; None where that is not asked for.
+
+    Not with ``activations_first``: before its weights are rounded there is nothing to compare.
+    """
+    number = min(job.request.sensitivity_images, len(job.images.evaluation))
+    if number == 0 or not job.main or job.request.recipe.schedule != "both":
+        return None
+    source, numbers = job.images.evaluation.source, job.images.evaluation.numbers[:number]
+    few = ImageSet(source=source, numbers=numbers)
+    batches = few.batches(job.model.preprocessing, number, job.accelerator.device)
+    return module_divergences(quantized, next(iter(batches))[0])
 
 
 def _plan_in_training(plan: Plan, schedule: str) -> Plan:

@@ -31,6 +31,7 @@ def details(folder: TrainingFolder, record: Mapping[str, Any], number: int) -> l
         _scales(folder, slug, number),
         *_histograms(folder, slug, number),
         _movement(folder),
+        _sensitivities(folder),
     ]
     return [block for block in blocks if block is not None]
 
@@ -280,3 +281,45 @@ def _movement(folder: TrainingFolder) -> Table | None:
         ),
         reading=f"The {len(rows)} modules whose weights moved most; all are in movement.csv.",
     )
+
+
+def _sensitivities(folder: TrainingFolder) -> Table | None:
+    """What each module alone costs, before and after: the modules that were worst, and are."""
+    import pandas as pd
+
+    path = folder.path / "sensitivities.csv"
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    if table.empty:
+        return None
+    before, after = float(table["kl_before"].sum()), float(table["kl_after"].sum())
+    better = int((table["kl_after"] < table["kl_before"]).sum())
+    table["worst"] = table[["kl_before", "kl_after"]].max(axis=1)
+    rows = table.sort_values("worst", ascending=False).head(_ROWS).to_dict("records")
+    return Table(
+        title=(
+            f"Modules rounded alone cost {short(before)} nats together before training, "
+            f"{short(after)} after; {better} of {len(table)} became less sensitive"
+        ),
+        head=("Module", "Bits", "Alone, before (nats)", "95 %", "Alone, after (nats)", "95 %"),
+        rows=tuple(
+            (
+                str(row["module"]),
+                str(row["bits"]),
+                short(row["kl_before"]),
+                _to(row["kl_before_low"], row["kl_before_high"]),
+                short(row["kl_after"]),
+                _to(row["kl_after_low"], row["kl_after_high"]),
+            )
+            for row in rows
+        ),
+        reading=(
+            f"Divergence of the class probabilities on {rows[0]['n']} evaluation images when one "
+            "module alone is rounded, from the full precision of the same latent weights: before "
+            "training on first grids, after it on learned ones. The rows with the largest values "
+            "are shown; all are in sensitivities.csv."
+        ),
+    )
+
+
+def _to(low: float, high: float) -> str:
+    return f"{short(low)} to {short(high)}"
