@@ -22,7 +22,7 @@ from vitsense.qat.functions import (
     tensors_of,
     times,
 )
-from vitsense.qat.rounding import LearnedGrid, Rounded, Rounding, Sums, apart
+from vitsense.qat.rounding import LearnedGrid, Rounded, Rounding, apart
 
 ATTENTION_BYTES = 1 << 26
 """Largest attention matrix that is computed at once; images beyond that are done in turns."""
@@ -60,7 +60,7 @@ class _Attention(torch.autograd.Function):
             k = levels_of(key[turn].contiguous(), kg)
             v = levels_of(value[turn].contiguous(), vg)
             probs = _probabilities(q, k, _of_turn(mask, turn), scale)
-            probs, factor, _ = apart(probs, pg, overwrite=True)
+            probs, factor = apart(probs, pg, overwrite=True)
             parts.append(torch.matmul(probs, times(v, factor, fresh=vg is not None)))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -144,18 +144,18 @@ def _attention_back(
     levels = apart(probs, pg)
     product_v = levels.values.to(kind).transpose(-2, -1) @ grad
     product_v = times(product_v, levels.factor, fresh=True)
-    sums = Sums(shared_products(product_v, v, (pg, vg)))
-    of_value = gradients_of(product_v, value, Rounded(v), vg, sums)
+    products = shared_products(product_v, v, (pg, vg))
+    of_value = gradients_of(product_v, value, Rounded(v), vg, products)
     product_p = grad @ v.to(kind).transpose(-2, -1)
-    of_probs = gradients_of(product_p, probs, levels, pg, sums)
+    of_probs = gradients_of(product_p, probs, levels, pg, products)
     assert of_probs[0] is not None
     of_scores = torch._softmax_backward_data(of_probs[0], probs, -1, probs.dtype)
     rough = of_scores.to(kind)
     product_q = _scaled_product(rough, k.to(kind), scale)
     product_k = _scaled_product(rough.transpose(-2, -1), q.to(kind), scale)
-    sums = Sums(shared_products(product_k, k, (qg, kg)))
-    of_query = gradients_of(product_q, query, Rounded(q), qg, sums)
-    of_key = gradients_of(product_k, key, Rounded(k), kg, sums)
+    products = shared_products(product_k, k, (qg, kg))
+    of_query = gradients_of(product_q, query, Rounded(q), qg, products)
+    of_key = gradients_of(product_k, key, Rounded(k), kg, products)
     return (of_query, of_key, of_probs, of_value), of_scores
 
 

@@ -23,7 +23,6 @@ from vitsense.qat.rounding import (
     LearnedGrid,
     Rounded,
     Rounding,
-    Sums,
     apart,
     rounded,
     rounding_gradients,
@@ -52,12 +51,16 @@ def levels_of(x: Tensor, grid: LearnedGrid | None) -> Tensor:
 
 
 def gradients_of(
-    grad: Tensor, x: Tensor, levels: Rounded, grid: LearnedGrid | None, sums: Sums | None = None
+    grad: Tensor,
+    x: Tensor,
+    levels: Rounded,
+    grid: LearnedGrid | None,
+    products: Tensor | None = None,
 ) -> Gradients:
     """Gradients of x, step and offset from that of the rounded x, which is overwritten."""
     if grid is None:
         return grad.to(x.dtype), None, None
-    return rounding_gradients(grad, x, levels, grid, sums)
+    return rounding_gradients(grad, x, levels, grid, products)
 
 
 def tensors_of(grid: LearnedGrid | None) -> tuple[Tensor | None, Tensor | None]:
@@ -134,11 +137,7 @@ class _Layer(torch.autograd.Function):
         ctx.rules, ctx.geometry = rules, geometry
         ctx.bias = None if bias is None else list(bias.shape)
         xg, wg = grid_of(x_step, x_offset, rules[0]), grid_of(w_step, w_offset, rules[1])
-        # the padding of a convolution has no offset
-        mine, levels = apart(x, xg, shifts=geometry is None), levels_of(weight, wg)
-        if mine.shift is not None:
-            moved = levels.sum(1) * mine.shift
-            bias = moved if bias is None else bias + moved
+        mine, levels = apart(x, xg), levels_of(weight, wg)
         levels = times(levels, mine.factor, fresh=wg is not None)
         return _layer(mine.values, levels, bias, geometry)
 
@@ -147,27 +146,21 @@ class _Layer(torch.autograd.Function):
         x, weight, x_step, x_offset, w_step, w_offset = ctx.saved_tensors
         xg, wg = grid_of(x_step, x_offset, ctx.rules[0]), grid_of(w_step, w_offset, ctx.rules[1])
         grad, needs = grads[0], ctx.needs_input_grad
-        mine, levels = apart(x, xg, shifts=ctx.geometry is None), levels_of(weight, wg)
+        mine, levels = apart(x, xg), levels_of(weight, wg)
         of_x, of_weight = _NOTHING, _NOTHING
-        wanted = (needs[0], needs[1] or needs[5], needs[2] or mine.shift is not None)
+        wanted = (needs[0], needs[1] or needs[5], needs[2])
         product_x, product_w, of_bias = _layer_back(
             grad, mine.values, levels, ctx.bias, ctx.geometry, wanted
         )
-        sums = Sums()
+        products = None
         if product_w is not None:
             product_w = times(product_w, mine.factor, fresh=True)
-            if mine.shift is not None:
-                product_w.add_((of_bias * mine.shift).unsqueeze(1))
-            sums = Sums(shared_products(product_w, levels, (xg,)))
+            products = shared_products(product_w, levels, (xg,))
             of_weight = gradients_of(product_w, weight, Rounded(levels), wg)
         if product_x is not None:
-            if mine.shift is not None and sums.products is not None:
-                sums = Sums(sums.products, torch.dot(of_bias, levels.sum(1)))
-            of_x = gradients_of(product_x, x, mine, xg, sums)
+            of_x = gradients_of(product_x, x, mine, xg, products)
         elif xg is not None and needs[3]:  # an input has one step
             of_x = (None, *_of_images(grad, x, xg, levels, ctx.geometry))
-        if not needs[2]:
-            of_bias = None
         return of_x[0], of_weight[0], of_bias, *of_x[1:], *of_weight[1:], None, None
 
 
@@ -254,7 +247,7 @@ class _Product(torch.autograd.Function):
         product_l = (grad @ levels.to(grad.dtype).transpose(-2, -1)).sum_to_size(left.shape)
         product_r = (mine.values.to(grad.dtype).transpose(-2, -1) @ grad).sum_to_size(right.shape)
         product_r = times(product_r, mine.factor, fresh=True)
-        sums = Sums(shared_products(product_r, levels, (lg, rg)))
-        of_left = gradients_of(product_l, left, mine, lg, sums)
-        of_right = gradients_of(product_r, right, Rounded(levels), rg, sums)
+        products = shared_products(product_r, levels, (lg, rg))
+        of_left = gradients_of(product_l, left, mine, lg, products)
+        of_right = gradients_of(product_r, right, Rounded(levels), rg, products)
         return of_left[0], of_right[0], *of_left[1:], *of_right[1:], None

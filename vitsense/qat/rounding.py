@@ -44,15 +44,16 @@ class RoundingGradients(NamedTuple):
 
 
 class Rounded(NamedTuple):
-    """A rounded tensor as ``values * factor + shift``, so that few passes make it.
+    """A rounded tensor as ``values * factor``, so that few passes make it.
 
-    Where a tensor has one step, ``values`` are its codes, and whoever multiplies it puts the factor
-    into the smaller of the two operands. Otherwise they are the levels, factor and shift are None.
+    Where a tensor has one step and no offset, ``values`` are its codes, and whoever multiplies it
+    puts the factor into the smaller of the two operands. Otherwise they are the levels and the
+    factor is None: an offset taken apart would leave rounding noise where a level is 0, which AdamW
+    turns into whole steps of weights that have no gradient.
     """
 
     values: Tensor
     factor: Tensor | None = None
-    shift: Tensor | None = None
 
 
 def codes_of(x: Tensor, grid: LearnedGrid, *, overwrite: bool = False) -> Tensor:
@@ -85,35 +86,23 @@ def rounded(x: Tensor, grid: LearnedGrid) -> Tensor:
     return (values if grid.offset is None else values.add_(grid.offset)).to(x.dtype)
 
 
-def apart(
-    x: Tensor, grid: LearnedGrid | None, *, shifts: bool = False, overwrite: bool = False
-) -> Rounded:
+def apart(x: Tensor, grid: LearnedGrid | None, *, overwrite: bool = False) -> Rounded:
     """``x`` on the grid, its step kept apart where there is one step.
 
     Args:
         x: What is rounded.
         grid: To which grid; None leaves ``x`` alone.
-        shifts: Whether an offset is kept apart as well; without, such a grid gives levels.
         overwrite: Whether ``x`` may be lost.
     """
     if grid is None:
         return Rounded(x)
-    if grid.step.numel() != 1 or (grid.offset is not None and not shifts):
+    if grid.step.numel() != 1 or grid.offset is not None:
         return Rounded(rounded(x, grid))
-    return Rounded(codes_of(x, grid, overwrite=overwrite).to(x.dtype), grid.step, grid.offset)
-
-
-class Sums(NamedTuple):
-    """Sums over the values that share a step, where they are known without a pass."""
-
-    products: Tensor | None = None
-    """Of the gradient with the levels."""
-    gradients: Tensor | None = None
-    """Of the gradient."""
+    return Rounded(codes_of(x, grid, overwrite=overwrite).to(x.dtype), grid.step)
 
 
 def rounding_gradients(
-    grad: Tensor, x: Tensor, levels: Rounded, grid: LearnedGrid, sums: Sums | None = None
+    grad: Tensor, x: Tensor, levels: Rounded, grid: LearnedGrid, products: Tensor | None = None
 ) -> RoundingGradients:
     """Gradients by the straight-through estimator; ``grad`` is overwritten.
 
@@ -128,7 +117,7 @@ def rounding_gradients(
         x: What was rounded.
         levels: What it was rounded to.
         grid: To which grid.
-        sums: Those that are known.
+        products: Sum of ``grad * levels``, where it is known without a pass.
 
     Source: Esser et al. 2020, eq. 3 and 5; Bhalgat et al. 2020, eq. 3 to 6.
     """
@@ -138,22 +127,16 @@ def rounding_gradients(
         grad, x = grad.float(), x.float()
     elif grad.dtype is not kind:
         grad = grad.to(kind)
-    sums = sums or Sums()
-    total = sums.gradients
-    if total is None and offset is not None:
-        total = grad.sum_to_size(step.shape)
-    everywhere = sums.products
+    everywhere = products
     if everywhere is None:
         everywhere = _product_sum(grad, levels.values.to(grad.dtype), step)
-        if levels.factor is not None:
-            everywhere = everywhere * levels.factor
-        if levels.shift is not None and total is not None:
-            everywhere = everywhere + levels.shift * total
+        everywhere = everywhere if levels.factor is None else everywhere * levels.factor
+    total = None if offset is None else grad.sum_to_size(step.shape)
     inside = _inside(grad, x, grid)
     difference = everywhere.reshape(step.shape) - _product_sum(inside, x, step)
     grad_offset = None
     if offset is not None and total is not None:
-        grad_offset = total.reshape(step.shape) - inside.sum_to_size(step.shape)
+        grad_offset = total - inside.sum_to_size(step.shape)
         difference = difference - offset * grad_offset
     return RoundingGradients(inside.to(kind), difference / step, grad_offset)
 
