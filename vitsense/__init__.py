@@ -38,6 +38,7 @@ _HOMES = {
     "restored": "vitsense.export.source",
     "run_analysis": "vitsense.analyze",
     "source_of_run": "vitsense.export.source",
+    "write_comparison": "vitsense.report",
     "write_report": "vitsense.report",
 }
 

@@ -81,7 +81,8 @@
     function sheet(row) { return byId("m" + number + "-" + indexOf(row)); }
     function details(row, column) {
       var line = sheet(row).querySelector(".cells").children[column - columns[0]];
-      return Array.from(line.querySelectorAll("b")).map(function (part) { return part.textContent; });
+      var text = line.textContent.replace(/^[^:]*: /, ""), found = /^(.*); (.*) nats$/.exec(text);
+      return found ? [found[1], found[2]] : [text];
     }
     function nats(row, column) {
       var found = /-?[\d.]+(?:e-?\d+)?/.exec((details(row, column)[1] || "").replace(/\u2212/g, "-"));
@@ -252,13 +253,23 @@
     var pick = function () {};
     if (box) { pick = whatIf(); }
     function whatIf() {
-      var front = model.front, writer = model.writer;
+      var front = model.front.map(named), writer = model.writer;
       var slider = box.querySelector("input"), out = box.querySelector("output");
       var link = section.querySelector(".plan");
       var chosen = rows.map(bitsOf);
       var nearest = 0, mean = Number(box.dataset.avg), picked = null;
       front.forEach(function (p, i) { if (Math.abs(p.avg - mean) < Math.abs(front[nearest].avg - mean)) { nearest = i; } });
       box.hidden = false;
+      function named(values) {
+        var point = {};
+        data.names.forEach(function (key, k) { point[key] = values[k]; });
+        function value(names, text, key) { return Number(text.split(" ")[names.indexOf(key)]); }
+        ["avg_bits", "size_mb", "bitops_g", "drop", "low", "high"].forEach(function (key, k) {
+          var said = model.writer && (k < 3 ? value(model.writer.cost, point.text[1], key) : value(model.writer.predicted, point.text[2], key));
+          point[["avg", "mb", "gb", "drop", "low", "high"][k]] = model.writer ? said : point.numbers[k];
+        });
+        return point;
+      }
       // undefined for what the plan leaves in float
       function format(p, i) { return writer.formats[p.choices.charCodeAt(i) - 48]; }
       function label(p, i) {
@@ -366,11 +377,18 @@
     head.appendChild(link);
   });
 
+  // the list of contents closes when a chapter was chosen, and with the escape key
+  var toc = document.querySelector(".toc");
+  toc.addEventListener("click", function (event) { if (event.target.closest("a")) { toc.open = false; } });
+  toc.addEventListener("keydown", function (event) {
+    if (event.key === "Escape") { toc.open = false; toc.querySelector("summary").focus(); }
+  });
+
   // printing shows everything
   window.addEventListener("beforeprint", function () {
-    document.querySelectorAll("details").forEach(function (d) { d.dataset.was = d.open ? "1" : ""; d.open = true; });
+    document.querySelectorAll("main details").forEach(function (d) { d.dataset.was = d.open ? "1" : ""; d.open = true; });
   });
   window.addEventListener("afterprint", function () {
-    document.querySelectorAll("details").forEach(function (d) { d.open = d.dataset.was === "1"; });
+    document.querySelectorAll("main details").forEach(function (d) { d.open = d.dataset.was === "1"; });
   });
 })();

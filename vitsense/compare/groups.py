@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vitsense.compare.change import ratio
 from vitsense.compare.finding import Finding
+from vitsense.decimals import short_span
 from vitsense.formats import format_of
 from vitsense.sensitivity.interval import Interval
 from vitsense.settings import Direction, Part
@@ -77,7 +79,7 @@ def _alone(model: str, form: str, rows: _Rows) -> Finding:
         f"{group_label(name)} {loss_text(rows[name])}, divergence {_span(rows[name], 'kl')} nats"
         for name in order
     )
-    ratio = (
+    times = (
         f" The divergence of {group_label(order[0])} is {value:.2f} times ({low:.2f} to {high:.2f})"
         f" that of {group_label(order[1])}."
         if math.isfinite(high)
@@ -87,7 +89,7 @@ def _alone(model: str, form: str, rows: _Rows) -> Finding:
     return Finding(
         key=f"{model}-{'-'.join(rows)}-{format_of(form).label}",
         headline=_headline(model, form, order, low > 1, "is the most sensitive"),
-        sentence=f"Quantized as whole groups, {images} images: {parts}.{ratio}",
+        sentence=f"Quantized as whole groups, {images} images: {parts}.{times}",
         value=value,
         low=low,
         high=high,
@@ -101,18 +103,13 @@ def _divergence(row: Mapping[str, Any]) -> Interval:
 def ratio_of_means(a: Interval, b: Interval) -> tuple[float, float, float]:
     """Ratio of two mean divergences with its 95 % interval.
 
-    Their intervals are symmetric in the logarithm, so the squares of their half lengths add up.
-    That takes both for independent; on the same images they go up and down together, and the
-    interval is wider than it would have to be.
-
-    Source: delta method on the logarithm of a ratio (Casella and Berger 2002, 5.5.4).
+    It takes both for independent; on the same images they go up and down together, and the
+    interval is wider than it would have to be (see `vitsense.compare.change.ratio`).
     """
-    if min(a.low, b.low) <= 0 or not (math.isfinite(a.high) and math.isfinite(b.high)):
+    if b.value <= 0 or a.value <= 0:
         return (a.value / b.value if b.value > 0 else math.inf), 0.0, math.inf
-    halves = (math.log(end.high / end.low) / 2 for end in (a, b))
-    factor = math.exp(math.hypot(*halves))
-    value = a.value / b.value
-    return value, value / factor, value * factor
+    found = ratio(b, a)
+    return found.value, found.low, found.high
 
 
 def _spared(model: str, form: str, rows: _Rows, whole: Mapping[str, Any]) -> Finding:
@@ -148,7 +145,7 @@ def _headline(model: str, form: str, order: Sequence[str], certain: bool, what: 
 
 
 def _span(row: Mapping[str, Any], column: str) -> str:
-    return f"{_number(row[column], '.2g')} ({_ends(row, column, '.2g')})"
+    return short_span(*(float(row[f"{column}{end}"]) for end in ("", "_low", "_high")))
 
 
 def _ends(row: Mapping[str, Any], column: str, spec: str) -> str:

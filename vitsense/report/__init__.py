@@ -2,5 +2,6 @@
 
 from vitsense.report.compose import compose
 from vitsense.report.write import write_report
+from vitsense.report.write_runs import write_comparison
 
-__all__ = ["compose", "write_report"]
+__all__ = ["compose", "write_comparison", "write_report"]

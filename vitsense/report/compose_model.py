@@ -19,7 +19,16 @@ from vitsense.report.document import (
     PlanRow,
     Status,
 )
-from vitsense.report.formatters import count, known, loss_of, number, short, span, visible
+from vitsense.report.formatters import (
+    count,
+    known,
+    loss_of,
+    number,
+    short,
+    short_span,
+    span,
+    visible,
+)
 from vitsense.report.plan_names import plan_name
 from vitsense.report.sheet import Sheet
 from vitsense.report.source import Source
@@ -243,23 +252,27 @@ def _cell(form: NumberFormat, row: Mapping[str, Any] | None) -> HeatCell:
         text=number(value),
         detail=f"{number(value, 2)} ({span(low, high, 2)})"
         + (f", {int(row['n'])} images" if row["mode"] == "adaptive" else ""),
-        nats=f"{short(kl)} ({short(float(row['kl_low']))} to {short(float(row['kl_high']))})",
+        nats=_nats(row),
         sort=float(f"{kl:.3g}"),
         level=heat_level(kl),
         noise=noise,
     )
 
 
+def _nats(row: Mapping[str, Any]) -> str:
+    """Divergence with its interval, nats."""
+    return short_span(float(row["kl"]), float(row["kl_low"]), float(row["kl_high"]))
+
+
 def _estimated(form: NumberFormat, row: Mapping[str, Any]) -> HeatCell:
     """A cell of which only the divergence is known, and that by estimate."""
     kl = float(row["kl"])
-    between = f"{short(float(row['kl_low']))} to {short(float(row['kl_high']))}"
     return HeatCell(
         bits=form.bits,
         label=form.label,
         text=f"~{short(kl)}",
         detail="the loss was not measured; estimated",
-        nats=f"{short(kl)} ({between})",
+        nats=_nats(row),
         sort=float(f"{kl:.3g}"),
         level=heat_level(kl),
         noise=False,
@@ -310,8 +323,7 @@ def _plan_row(row: Mapping[str, Any]) -> PlanRow:
         bitops=f"{row['bitops_g']:.2f}",
         predicted=predicted,
         measured=f"{number(value)} ({span(low, high)})",
-        divergence=f"{short(float(row['kl']))} ({short(float(row['kl_low']))} to "
-        f"{short(float(row['kl_high']))})",
+        divergence=_nats(row),
     )
 
 

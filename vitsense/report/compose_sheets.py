@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-MOST_DRAWN = 24
+MOST_DRAWN = 20
 """Modules of the whole report whose tensors are drawn: the most sensitive of each model."""
 
 STANDS_OUT = 3.0
@@ -145,7 +145,7 @@ class _Site:
             per = f" ({short(grid['scale_min'])} to {short(grid['scale_max'])} over channels)"
         return (
             f"at {self.bits} bits a step is {short(grid['scale'])}{per}, "
-            f"{percent(grid['clipped'])} of the values are clipped"
+            f"{percent(grid['clipped'])} are clipped"
         )
 
     def _picture(self, reach: NDArray[np.float64] | None) -> Picture | None:

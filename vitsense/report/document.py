@@ -55,6 +55,11 @@ class HeatCell:
     noise: bool
     """Whether the loss is not distinguishable from zero."""
 
+    @property
+    def shown(self) -> str:
+        """The loss, in parentheses where it is not distinguishable from zero."""
+        return f"({self.text})" if self.noise else self.text
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleRow:

@@ -139,12 +139,23 @@ def legend(axes: Axes, names: Sequence[str]) -> None:
 
 def cividis(levels: int) -> list[tuple[str, str]]:
     """Background and readable text colour of each level, light end first."""
+    return _shades("cividis", [1 - level / levels for level in range(levels + 1)])
+
+
+def diverging(steps: int) -> list[tuple[str, str]]:
+    """The same from purple over white to orange, ``steps`` on either side."""
+    # the darkest ends of the map are left out: they say nothing more
+    places = [1 - level / (2 * steps) for level in range(2 * steps + 1)]
+    return _shades("PuOr", [0.1 + 0.8 * place for place in places])
+
+
+def _shades(name: str, places: Sequence[float]) -> list[tuple[str, str]]:
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
     shades = []
-    for level in range(levels + 1):
-        red, green, blue, _ = colormaps["cividis"](1 - level / levels)
+    for place in places:
+        red, green, blue, _ = colormaps[name](place)
         luminance = sum(
             w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
             for w, c in zip((0.2126, 0.7152, 0.0722), (red, green, blue), strict=True)

@@ -7,34 +7,14 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-MINUS = "\u2212"
+from vitsense.decimals import MINUS, number, short, short_span, span
+
+__all__ = [
+    "MINUS", "count", "known", "loss_of", "number", "percent", "short",
+    "short_span", "span", "visible",
+]  # fmt: skip
+
 ZWJ = "\u200d"  # holds the parts of an emoji together
-
-
-def number(value: float, digits: int = 1) -> str:
-    """A number with a real minus sign; negative zero is zero."""
-    text = f"{value:.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("-")
-    return text.replace("-", MINUS)
-
-
-def span(low: float, high: float, digits: int = 1) -> str:
-    """``0.4 to 2.0``."""
-    return f"{number(low, digits)} to {number(high, digits)}"
-
-
-def short(value: float) -> str:
-    """Two significant digits, for quantities over many magnitudes."""
-    if not math.isfinite(value):
-        return "infinite" if value > 0 else "unknown"
-    if value == 0:
-        return "0"
-    magnitude = math.floor(math.log10(abs(value)))
-    if magnitude < -4 or magnitude >= 6:
-        mantissa, _, exponent = f"{value:.1e}".partition("e")
-        return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
-    return number(value, max(1 - magnitude, 0))
 
 
 def visible(text: str) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 from vitsense.plan.make import REASONS
 from vitsense.report.compose_model import LEVELS, heat_level
 from vitsense.report.document import Document, ModelReport
-from vitsense.report.drawing import COLOURS, Picture, cividis
+from vitsense.report.drawing import Picture, cividis, diverging
 from vitsense.report.formatters import number, span
 from vitsense.report.inline import classes_for, inline
+from vitsense.report.runs_document import STEPS, RunsDocument
 from vitsense.report.sheet import HEIGHT, RUNG, SPARK_HEIGHT, WIDTH
 from vitsense.report.svg import height_of, histogram_path, ladder_line, spark_path
 
@@ -62,39 +64,78 @@ def nowrap(text: str) -> str:
 
 def render_html(document: Document, pictures: dict[str, Picture]) -> str:
     """The report as one HTML file that needs nothing else, byte for byte the same every time."""
-    environment = _environment()
-    root = template_root()
-    figures, figure_style = classes_for(
-        {name: inline(p.svg, f"p{n}", p.alt) for n, (name, p) in enumerate(pictures.items())}
-    )
-    script = lean((root / "report.js").read_text(encoding="utf-8"))
-    style = (root / "style.css").read_text(encoding="utf-8") + heat_style() + figure_style
-    fingerprint = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text: str = environment.get_template("report.html.jinja").render(
+    return _page(
+        "report.html.jinja",
+        ("report.js",),
+        heat_style(),
+        _page_data(document),
+        pictures,
         d=document,
-        pictures=figures,
-        words=pictures,
-        style=style,
-        script=script,
-        policy=(
-            f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
-            f"script-src 'sha256-{fingerprint}'"
-        ),
-        data=embedded(_page_data(document)),
-        colours=COLOURS,
         path_of=histogram_path,
         spark_path=spark_path,
         ladder_line=ladder_line,
         height_of=height_of,
         drawn=[_drawn(model) for model in document.models],
         scale=scale_labels(),
-        number=number,
-        span=span,
         small=(WIDTH, HEIGHT, RUNG, SPARK_HEIGHT),
         download=_data_url,
         quoted=shlex.quote,
     )
-    return text
+
+
+def render_runs_html(document: RunsDocument, pictures: dict[str, Picture]) -> str:
+    """The comparison of two runs as one HTML file, byte for byte the same every time."""
+    shades = enumerate(diverging(STEPS))
+    return _page(
+        "runs.html.jinja",
+        ("report.js", "runs.js"),
+        "\n".join(f".d{i}{{background:{back};color:{front}}}" for i, (back, front) in shades),
+        {"models": []},
+        pictures,
+        d=document,
+        diverging=_DIVERGING_LABELS,
+    )
+
+
+_DIVERGING_LABELS = (
+    (0, "≤ 1/8"), (3, "1/4"), (7, "1/2"), (STEPS, "1"), (13, "2"), (17, "4"), (20, "≥ 8"),
+)  # fmt: skip
+
+
+def _page(
+    template: str,
+    scripts: Sequence[str],
+    extra_style: str,
+    data: Mapping[str, Any],
+    pictures: Mapping[str, Picture],
+    **values: Any,
+) -> str:
+    root = template_root()
+    figures, figure_style = classes_for(
+        {name: inline(p.svg, f"p{n}", p.alt) for n, (name, p) in enumerate(pictures.items())}
+    )
+    script = "\n".join(lean((root / name).read_text(encoding="utf-8")) for name in scripts)
+    style = (root / "style.css").read_text(encoding="utf-8") + extra_style + figure_style
+    fingerprint = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    text: str = (
+        _environment()
+        .get_template(template)
+        .render(
+            pictures=figures,
+            words=pictures,
+            style=style,
+            script=script,
+            policy=(
+                f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+                f"script-src 'sha256-{fingerprint}'"
+            ),
+            data=embedded(data),
+            number=number,
+            span=span,
+            **values,
+        )
+    )
+    return without_optional_ends(text)
 
 
 def lean(script: str) -> str:
@@ -125,28 +166,38 @@ def scale_labels() -> list[tuple[int, str]]:
 
 def _page_data(document: Document) -> dict[str, Any]:
     """What the page's script needs: the plans of every point of each front."""
-    return {"reasons": REASONS, "models": [_front_data(model) for model in document.models]}
+    models = [_front_data(model) for model in document.models]
+    return {"reasons": REASONS, "names": POINT, "models": models}
+
+
+POINT = ("point", "measured", "choices", "shares", "text", "labels", "numbers")
+"""What the values of a point of a front are, in order."""
 
 
 def _front_data(model: ModelReport) -> dict[str, Any]:
-    front = [
-        {
-            "point": p.number,
-            "avg": p.avg_bits,
-            "mb": p.size_mb,
-            "gb": p.bitops_g,
-            "drop": p.drop,
-            "low": p.low,
-            "high": p.high,
-            "measured": p.measured,
-            "labels": p.labels if model.writer is None else "",
-            "choices": p.choices,
-            "shares": p.shares,
-            "text": [p.budget, p.cost, p.predicted],
-        }
-        for p in model.front
-    ]
+    """Points of the front; numbers that the plan's own text has as well are not said twice."""
+    front = []
+    for p in model.front:
+        text = [p.budget, p.cost, p.predicted]
+        values: tuple[Any, ...] = (p.number, p.measured, p.choices, p.shares, text)
+        if model.writer is None:
+            numbers = (p.avg_bits, p.size_mb, p.bitops_g, p.drop, p.low, p.high)
+            values += (p.labels, numbers)
+        front.append(values)
     return {"front": front, "writer": None if model.writer is None else asdict(model.writer)}
+
+
+_OPTIONAL = re.compile(r"</(?:td|th|tr|li|dt|dd|option)>\s*(?=<(?:td|th|tr|li|dt|dd|option|/))")
+
+
+def without_optional_ends(page: str) -> str:
+    """The page without end tags that HTML implies, such as of a cell before the next cell.
+
+    Names cannot hold tags (they are escaped), so only those of the templates are met.
+
+    Source: HTML standard, section 13.1.2.4, "Optional tags".
+    """
+    return _OPTIONAL.sub("", page)
 
 
 def embedded(value: Any) -> str:

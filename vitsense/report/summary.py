@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitsense.report.compose import compose
-from vitsense.report.document import Document, ModelReport, Status
+from vitsense.report.document import Card, Document, ModelReport, Status
 from vitsense.report.formatters import visible
+from vitsense.report.runs_document import ModelChange, RunsDocument
+from vitsense.report.section import Table
 from vitsense.runfolder import RunFolder
 
-_SYMBOLS = {Status.GOOD: "●", Status.CAUTION: "▲", Status.BAD: "■", Status.PLAIN: ""}
+_SYMBOLS = {Status.GOOD: "●", Status.CAUTION: "▲", Status.BAD: "■", Status.PLAIN: "○"}
 _MOST_FINDINGS = 8
 
 
@@ -31,6 +33,21 @@ def render_markdown(document: Document) -> str:
     return "\n".join(lines) + "\n"
 
 
+def render_runs_markdown(document: RunsDocument) -> str:
+    """Warnings, verdict and what differs between two runs as GitHub-flavoured Markdown."""
+    lines = [f"## {plain(document.title)}", "", plain(document.question), ""]
+    lines += [f"> **Read this first:** {plain(warning)}  " for warning in document.warnings]
+    for model in document.models:
+        lines += ["", f"### {plain(model.key)}", "", *_cards(model), ""]
+        lines += [f"- {plain(line)}" for line in model.verdict]
+        (differing,) = (s for s in model.chapters if s.key == "settings")
+        for block in differing.blocks:
+            if isinstance(block, Table):
+                rows = [[plain(cell) for cell in row] for row in block.rows]
+                lines += ["", *_table([plain(head) for head in block.head], rows)]
+    return "\n".join(lines) + "\n"
+
+
 def plain(text: str) -> str:
     """Text in which nothing is markup: signs that Markdown or HTML would read are escaped."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$@&])", r"\\\1", visible(text))
@@ -41,19 +58,22 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ruler, *rows)]
 
 
-def _cards(model: ModelReport) -> list[str]:
+def _cards(model: ModelReport | ModelChange) -> list[str]:
     rows = [
-        (plain(c.label), f"**{plain(c.value)}**", plain(c.detail), f"{_SYMBOLS[c.status]} {c.word}")
-        for c in model.cards
+        (plain(c.label), f"**{plain(c.value)}**", plain(c.detail), _word(c)) for c in model.cards
     ]
     return _table(("", "Value", "95 % interval and more", ""), rows)
+
+
+def _word(card: Card) -> str:
+    return f"{_SYMBOLS[card.status]} {card.word}" if card.word else ""
 
 
 def _worst(model: ModelReport) -> list[str]:
     """The five most sensitive modules in every format, and what the plan gives them."""
     labels = [label for label, _ in model.columns]
     rows = [
-        (plain(row.name), row.label, *(plain(cell.text) for cell in row.cells))
+        (plain(row.name), row.label, *(plain(cell.shown) for cell in row.cells))
         for row in (model.rows[k] for k in model.worst[:5])
     ]
     heads = (label + " bit" if label.isdecimal() else label for label in labels)
@@ -90,7 +110,7 @@ class Run:
             parts.append(f"<h4>{escape(model.key)}</h4><table><tbody>")
             parts += [
                 f"<tr><th>{escape(c.label)}</th><td><b>{escape(c.value)}</b></td>"
-                f"<td>{escape(c.detail)}</td><td>{_SYMBOLS[c.status]} {escape(c.word)}</td></tr>"
+                f"<td>{escape(c.detail)}</td><td>{escape(_word(c))}</td></tr>"
                 for c in model.cards
             ]
             parts.append("</tbody></table>")

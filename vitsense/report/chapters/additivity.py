@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from vitsense.compare.groups import additivity_finding
-from vitsense.report.formatters import number, short, span
+from vitsense.report.formatters import number, short_span, span
 from vitsense.report.plan_names import plan_name
 from vitsense.report.section import Finding, Section, Table
 
@@ -23,10 +23,7 @@ def additivity_chapter(source: Source, model: str) -> Section | None:
     for row in frame.to_dict("records"):
         ratio = sums = loss_sum = "\u2013"
         if math.isfinite(row["sum_kl"]):
-            sums = (
-                f"{short(row['sum_kl'])} ({short(row['sum_kl_low'])} to "
-                f"{short(row['sum_kl_high'])})"
-            )
+            sums = short_span(row["sum_kl"], row["sum_kl_low"], row["sum_kl_high"])
         if math.isfinite(row["sum_loss"]):
             loss_sum = number(row["sum_loss"])
         if math.isfinite(row["ratio"]):
@@ -37,7 +34,7 @@ def additivity_chapter(source: Source, model: str) -> Section | None:
                 plan_name(row["plan"]),
                 number(row["avg_bits"], 2),
                 sums,
-                f"{short(row['kl'])} ({short(row['kl_low'])} to {short(row['kl_high'])})",
+                short_span(row["kl"], row["kl_low"], row["kl_high"]),
                 ratio,
                 loss_sum,
                 f"{number(row['loss'])} ({span(row['loss_low'], row['loss_high'])})",

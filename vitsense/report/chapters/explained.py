@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitsense.formats import format_of
-from vitsense.report.formatters import known, number, short, span
+from vitsense.report.formatters import known, number, short, short_span, span
 from vitsense.report.section import Block, Chart, Finding, Section, Series, Shape, Table
 from vitsense.schemas import STATISTIC_WORDS
 from vitsense.verdict import best_predictor, decisive_format
@@ -83,10 +83,9 @@ def _cause(row: Mapping[str, Any]) -> tuple[str, ...]:
     def value(column: str) -> str:
         return short(float(row[column])) if known(row[column]) else _NONE
 
-    drop, kl = _NONE, value("kl_after")
+    drop, kl = _NONE, _NONE
     if known(row["kl_after"]):
-        ends = (short(float(row[f"kl_after_{end}"])) for end in ("low", "high"))
-        kl = f"{kl} ({' to '.join(ends)})"
+        kl = short_span(*(float(row[f"kl_after{end}"]) for end in ("", "_low", "_high")))
     if known(row["drop_after"]):
         between = span(row["drop_after_low"], row["drop_after_high"])
         drop = f"{number(row['drop_after'])} ({between})"

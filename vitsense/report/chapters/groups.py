@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitsense.compare.groups import group_label
 from vitsense.formats import format_of
-from vitsense.report.formatters import count, known, loss_of, number, short, span
+from vitsense.report.formatters import count, known, loss_of, number, short_span, span
 from vitsense.report.section import Section, Table, Words
 from vitsense.settings import By, Direction, Part
 
@@ -133,16 +133,14 @@ def _loss(row: Mapping[str, Any] | None) -> str:
 def _divergence(row: Mapping[str, Any] | None) -> str:
     if row is None or not _measured(row):
         return _DASH
-    low, high = short(float(row["kl_low"])), short(float(row["kl_high"]))
-    return f"{short(float(row['kl']))} ({low} to {high})"
+    return short_span(*(float(row[f"kl{end}"]) for end in ("", "_low", "_high")))
 
 
 def _recovery(row: Mapping[str, Any] | None) -> tuple[str, str]:
     if row is None or not _measured(row) or not known(row["recovery_kl"]):
         return _DASH, _DASH
     points = f"{number(row['recovery'])} ({span(row['recovery_low'], row['recovery_high'])})"
-    low, high = (short(float(row[f"recovery_kl_{end}"])) for end in ("low", "high"))
-    nats = f"{short(float(row['recovery_kl']))} ({low} to {high})"
+    nats = short_span(*(float(row[f"recovery_kl{end}"]) for end in ("", "_low", "_high")))
     if not bool(row["recovery_distinguishable"]):
         points = f"({points})"
     return points, nats
