@@ -29,6 +29,7 @@ OWNERS = {
     "seaborn": {"report/drawing.py"},
     "jinja2": {"report/html.py"},
     "typst": {"report/pdf.py"},
+    "pyarrow": {"report/tables.py"},
     "rich": {"progress.py"},
     "onnx_ir": {"export/onnx_graph.py", "export/parity.py"},
     "onnxscript": {"export/onnx_graph.py"},

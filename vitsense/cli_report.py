@@ -43,6 +43,13 @@ if TYPE_CHECKING:
     help="Of the PDF.",
 )
 @click.option(
+    "--tables",
+    type=click.Choice(["csv", "parquet"]),
+    default="csv",
+    show_default=True,
+    help="parquet: the tables as Parquet too, beside the CSV (needs pyarrow).",
+)
+@click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
@@ -65,6 +72,7 @@ def report(
     pdf: bool,
     formats: Sequence[str],
     paper: str,
+    tables: str,
     out: Path | None,
     model: str | None,
     fail_if_drop: float | None,
@@ -84,6 +92,7 @@ def report(
         "pdf": "pdf" in wanted,
         "markdown": "md" in wanted,
         "paper": "us-letter" if paper == "letter" else paper,
+        "parquet": tables == "parquet",
     }
     written = _written(found, out, model, options)
     if as_json:

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO, StringIO
@@ -156,20 +156,16 @@ class RunFolder:
         Raises:
             UserInputError: the file is damaged.
         """
-        import numpy as np
+        stored = self.stored(name)
+        return {key: stored.read(key) for key in stored.keys}
 
-        path = self.path / f"{name}.npz"
-        if not path.is_file():
-            return {}
-        try:
-            # opened here: numpy leaves the file open when it turns out to be damaged
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-                return {key: stored[key] for key in stored.files}
-        except (ValueError, OSError, EOFError, AttributeError, TypeError, BadZipFile) as error:
-            raise UserInputError(
-                f"{path} cannot be read ({error}); run vitsense analyze again with --out "
-                f"{self.path}."
-            ) from error
+    def stored(self, name: str) -> StoredArrays:
+        """The same, each array read when it is asked for.
+
+        Raises:
+            UserInputError: the file is damaged.
+        """
+        return StoredArrays(self.path / f"{name}.npz")
 
     def write_arrays(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Replace ``<name>.npz``."""
@@ -214,6 +210,54 @@ class RunFolder:
         if len(whole) < len(data):
             os.truncate(path, len(whole))
         return records
+
+
+class StoredArrays:
+    """The arrays of an ``npz`` file, of which a few are needed; none if there is no file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stored: Any = None
+        if path.is_file():
+            # from memory: numpy leaves a file open when it turns out to be damaged
+            self._stored = self._checked(
+                lambda np: np.load(BytesIO(path.read_bytes()), allow_pickle=False)
+            )
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the arrays."""
+        return () if self._stored is None else tuple(self._stored.files)
+
+    def get(self, key: str) -> NDArray[Any] | None:
+        """An array; None if there is none of that name.
+
+        Raises:
+            UserInputError: the file is damaged.
+        """
+        if self._stored is None or key not in self._stored:
+            return None
+        return self.read(key)
+
+    def read(self, key: str) -> NDArray[Any]:
+        """An array that is there.
+
+        Raises:
+            UserInputError: the file is damaged.
+        """
+        found: NDArray[Any] = self._checked(lambda _: self._stored[key])
+        return found
+
+    def _checked(self, load: Callable[[Any], Any]) -> Any:
+        import numpy as np
+
+        try:
+            return load(np)
+        except (ValueError, OSError, EOFError, AttributeError, TypeError, BadZipFile) as error:
+            raise UserInputError(
+                f"{self._path} cannot be read ({error}); run vitsense analyze again with --out "
+                f"{self._path.parent}."
+            ) from error
 
 
 def read_json(path: Path, schema: str) -> dict[str, Any]:

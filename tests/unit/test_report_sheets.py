@@ -82,7 +82,7 @@ def test_the_step_and_what_is_clipped_are_those_of_the_plans_width(
     step = 15 / (2**row.bits - 1)
     assert tensor.grid.startswith(f"at {row.bits} bits a step is ")
     assert float(tensor.grid.split()[6].rstrip(",")) == pytest.approx(step, rel=0.05)
-    assert "0.04 % of the values are clipped" in tensor.grid
+    assert "0.04 % are clipped" in tensor.grid
 
 
 def test_channels_that_stand_out_are_named(model: ModelReport) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitsense.compare.finding import Finding
 from vitsense.compare.groups import additivity_finding, group_findings
-from vitsense.compare.tables import Comparison, tail_ratio
+from vitsense.compare.tables import Comparison
 
 if TYPE_CHECKING:
     import pandas as pd
-    from numpy.typing import NDArray
 
 RESAMPLES = 2000
 """Bootstrap resamples of modules."""
@@ -56,7 +56,7 @@ def _per_module(model: str, comparison: Comparison) -> list[Finding]:
     ffn = part[part["group"] == "FFN"]["kl"].dropna().to_numpy(dtype=float)
     if min(len(attention), len(ffn)) < LEAST_MODULES or ffn.mean() <= 0:
         return []
-    value, low, high = _bootstrap_ratio(attention, ffn, lambda x: float(np.mean(x)))
+    value, low, high = _bootstrap_ratio(attention, ffn, _mean)
     words = _ratio_words(value, low, high)
     return [
         Finding(
@@ -89,34 +89,73 @@ def _comparative(words: str) -> str:
     return f"{words} sensitive than"
 
 
-_PAIRS: tuple[tuple[str, str, str, str, Callable[[NDArray[np.float64]], float]], ...] = (
+Statistic = Callable[[NDArray[np.float64]], Any]
+"""Of the last axis: of one sample a number, of many at once an array."""
+
+
+def _median(values: NDArray[np.float64]) -> Any:
+    return np.median(values, axis=-1)
+
+
+def _mean(values: NDArray[np.float64]) -> Any:
+    return np.mean(values, axis=-1)
+
+
+def _unevenness(values: NDArray[np.float64]) -> Any:
+    """90th percentile over the median, of positive values."""
+    high, middle = np.quantile(values, [0.9, 0.5], axis=-1)
+    return high / middle
+
+
+_PAIRS: tuple[tuple[str, str, str, str, Statistic], ...] = (
     (
         "kl",
         "spread",
         "sensitivity is {} uneven over its modules",
         "the 90th percentile of module sensitivity over the median",
-        tail_ratio,
+        _unevenness,
     ),
     (
         "activation_kurtosis",
         "kurtosis",
         "activations are {} heavy-tailed",
         "the median excess kurtosis of activations",
-        lambda x: float(np.median(x)),
+        _median,
     ),
     (
         "weight_kurtosis",
         "weight-kurtosis",
         "weights are {} heavy-tailed",
         "the median excess kurtosis of weights",
-        lambda x: float(np.median(x)),
+        _median,
     ),
     (
         "activation_channel_max_to_median",
         "outlier-channels",
         "activation channels stand out {}",
         "the median ratio of the largest to the typical activation channel",
-        lambda x: float(np.median(x)),
+        _median,
+    ),
+    (
+        "activation_outliers_6",
+        "outliers",
+        "outliers of activations are {} frequent",
+        "the mean share of activations beyond 6 standard deviations",
+        _mean,
+    ),
+    (
+        "activation_sdam",
+        "sdam",
+        "channels of activations differ {} in magnitude",
+        "the median SDAM of activations (deviation over channels of the mean absolute value)",
+        _median,
+    ),
+    (
+        "activation_variance",
+        "variance-spread",
+        "the variance of activations is {} uneven over its modules",
+        "the 90th percentile of the modules' activation variance over the median",
+        _unevenness,
     ),
 )
 
@@ -130,9 +169,11 @@ def _pair(first: str, second: str, comparison: Comparison) -> list[Finding]:
             table[table["model"] == model][column].dropna().to_numpy(dtype=float)
             for model in (first, second)
         )
+        if statistic is _unevenness:
+            a, b = a[a > 0], b[b > 0]
         if min(len(a), len(b)) < LEAST_MODULES:
             continue
-        left, right = statistic(a), statistic(b)
+        left, right = float(statistic(a)), float(statistic(b))
         if not (left > 0 and right > 0):
             continue
         value, low, high = _bootstrap_ratio(a, b, statistic)
@@ -165,20 +206,17 @@ def _pair_words(name: str, value: float, low: float, high: float) -> str:
 def _bootstrap_ratio(
     a: NDArray[np.float64],
     b: NDArray[np.float64],
-    statistic: Callable[[NDArray[np.float64]], float],
+    statistic: Statistic,
 ) -> tuple[float, float, float]:
     """Ratio of a statistic of two samples with a 95 % percentile interval over their members.
 
     Source: Efron and Tibshirani 1993, chapter 13. The resampling is seeded.
     """
     rng = np.random.default_rng(0)
-    ratios = []
-    for _ in range(RESAMPLES):
-        top = statistic(a[rng.integers(len(a), size=len(a))])
-        bottom = statistic(b[rng.integers(len(b), size=len(b))])
-        if bottom > 0 and math.isfinite(top):
-            ratios.append(top / bottom)
-    if len(ratios) < RESAMPLES // 2:
-        return statistic(a) / statistic(b), 0.0, math.inf
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return statistic(a) / statistic(b), float(low), float(high)
+    tops, bottoms = (statistic(x[rng.integers(len(x), size=(RESAMPLES, len(x)))]) for x in (a, b))
+    value = float(statistic(a) / statistic(b))
+    good = (bottoms > 0) & np.isfinite(tops)
+    if good.sum() < RESAMPLES // 2:
+        return value, 0.0, math.inf
+    low, high = np.quantile(tops[good] / bottoms[good], [0.025, 0.975])
+    return value, float(low), float(high)

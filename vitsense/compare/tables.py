@@ -29,7 +29,8 @@ class Comparison:
     per_module: pd.DataFrame
     """model, module, role, group, depth, params, kl, drop, weight and activation statistics."""
     by_role: pd.DataFrame
-    """model, role, modules, params, kl_sum, kl_share (%), kl_median, kurtosis, outliers_6."""
+    """model, role, modules, params, kl_sum, kl_share (%), kl_median; of activations: kurtosis,
+    variance and sdam (medians), outliers_6 (mean share)."""
     spread: pd.DataFrame
     """model, and how much modules differ: ratio of the 90th to the 50th percentile."""
 
@@ -106,7 +107,9 @@ def _by_role(merged: pd.DataFrame) -> pd.DataFrame:
                 "kl_share": 100 * float(part["kl"].sum()) / total if total > 0 else 0.0,
                 "kl_median": float(part["kl"].median()),
                 "kurtosis": float(part["activation_kurtosis"].median()),
-                "outliers_6": float(part["activation_outliers_6"].median()),
+                "variance": float(part["activation_variance"].median()),
+                "outliers_6": float(part["activation_outliers_6"].mean()),
+                "sdam": float(part["activation_sdam"].median()),
             }
         )
     return pd.DataFrame(rows)

@@ -77,6 +77,8 @@ _SERIES = (
     "kl",
     "activation_kurtosis",
     "activation_variance",
+    "activation_outliers_6",
+    "activation_sdam",
     "activation_channel_max_to_median",
 )
 
@@ -108,8 +110,10 @@ def _roles(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
         "Weights",
         "Share of divergence",
         "Median divergence (nats)",
-        "Median excess kurtosis",
-        "Median share beyond 6 sigma",
+        "Variance",
+        "Excess kurtosis",
+        "Beyond 6 sigma",
+        "SDAM",
     )
     rows = [
         (
@@ -119,8 +123,10 @@ def _roles(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
             count(row["params"]),
             f"{row['kl_share']:.1f} %",
             short(row["kl_median"]),
+            short(row["variance"]),
             short(row["kurtosis"]),
             percent(row["outliers_6"]),
+            short(row["sdam"]),
         )
         for row in comparison.by_role.to_dict("records")
     ]
@@ -249,6 +255,7 @@ _WORDS = (
     ),
     ("divergence", "how far the class probabilities move, in nats; 0 means unchanged"),
     ("excess kurtosis", "how heavy the tails of a distribution are; 0 for a normal distribution"),
+    ("SDAM", "standard deviation over channels of the mean absolute value"),
     ("bit operations", "multiply-accumulates times the bits of both operands"),
     ("plan", "the bits of every module of a model; plan.json"),
 )

@@ -100,7 +100,7 @@ def _point(
     written = {"choices": "", "shares": "", "budget": "", "cost": "", "predicted": ""}
     if made is not None:
         by_name = {m.name: m for m in made.plan.modules}
-        values = made.plan.to_json()
+        plan = made.plan
         written = {
             "choices": "".join(
                 letter(formats.index(_choice(by_name[n], names)) if n in by_name else NOT_PLANNED)
@@ -110,9 +110,9 @@ def _point(
                 letter(int(share_of(made.problem, made.assignment, n)) if n in by_name else 0)
                 for n in order
             ),
-            "budget": json.dumps(values["budget"]),
-            "cost": " ".join(map(json.dumps, values["cost"].values())),
-            "predicted": " ".join(map(json.dumps, values["predicted"].values())),
+            "budget": json.dumps(plan.budget),
+            "cost": " ".join(map(json.dumps, (plan.cost or {}).values())),
+            "predicted": " ".join(map(json.dumps, (plan.predicted or {}).values())),
         }
     return FrontPoint(
         number=int(row["point"]),

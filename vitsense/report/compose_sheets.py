@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-MOST_DRAWN = 20
+MOST_DRAWN = 16
 """Modules of the whole report whose tensors are drawn: the most sensitive of each model."""
 
 STANDS_OUT = 3.0
@@ -65,10 +65,9 @@ def sheets(source: Source, model: str, bits: Mapping[str, int]) -> dict[str, She
         bits: Module -> width in the plan; empty if there is no plan.
     """
     drawn = drawn_modules(source, model)
-    grids = {
-        site: part.sort_values("bits", ascending=False).to_dict("records")
-        for site, part in source.table("grids", model).groupby("site", sort=False)
-    }
+    grids: dict[str, list[Mapping[str, Any]]] = {}
+    for row in source.table("grids", model).sort_values("bits", ascending=False).to_dict("records"):
+        grids.setdefault(str(row["site"]), []).append(row)
     causes = _causes(source, model)
     found: dict[str, list[Tensor]] = {}
     for row in source.table("statistics", model).to_dict("records"):
@@ -104,7 +103,7 @@ class _Site:
     bits: int
 
     def _channels(self, field: str) -> NDArray[np.float64] | None:
-        return self.source.channels.get(f"{self.model}|{self.row['site']}|{field}")
+        return self.source.channels(f"{self.model}|{self.row['site']}|{field}")
 
     @property
     def role(self) -> str:
@@ -150,8 +149,8 @@ class _Site:
 
     def _picture(self, reach: NDArray[np.float64] | None) -> Picture | None:
         key = f"{self.model}|{self.row['site']}"
-        edges = self.source.histograms.get(f"{key}|edges")
-        counts = self.source.histograms.get(f"{key}|counts")
+        edges = self.source.histograms(f"{key}|edges")
+        counts = self.source.histograms(f"{key}|counts")
         if edges is None or counts is None:
             return None
         low, high = float(edges[0]), float(edges[-1])

@@ -72,15 +72,21 @@ def _style() -> Iterator[None]:
         yield
 
 
-def drawn(width: float, height: float, panels: int, draw: Callable[[Sequence[Axes]], None]) -> str:
-    """SVG of a figure of ``panels`` axes side by side (inches)."""
+def drawn(
+    width: float,
+    height: float,
+    panels: int,
+    draw: Callable[[Sequence[Axes]], None],
+    rows: int = 1,
+) -> str:
+    """SVG of a figure of ``panels`` axes side by side, in equal rows (inches)."""
     from matplotlib.figure import Figure as NewFigure
 
     with _style(), warnings.catch_warnings():
         # a reader's fonts may have what ours lacks: the text stays text
         warnings.filterwarnings("ignore", r"Glyph \d+|Matplotlib currently does not support")
         figure: Figure = NewFigure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
+        axes = figure.subplots(rows, panels // rows, squeeze=False).flat
         draw(list(axes))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -119,8 +125,8 @@ def no_ticks() -> Any:
     return NullLocator()
 
 
-def legend(axes: Axes, names: Sequence[str]) -> None:
-    """One entry per model, in its colour and marker, above the axes."""
+def legend(axes: Axes, names: Sequence[str], *, inside: bool = False) -> None:
+    """One entry per model, in its colour and marker, above the axes or in empty ones."""
     from matplotlib.lines import Line2D
 
     names = [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…" for name in names]
@@ -128,6 +134,9 @@ def legend(axes: Axes, names: Sequence[str]) -> None:
         Line2D([], [], color=COLOURS[i % 4], marker=MARKERS[i % 4], markersize=4, label=name)
         for i, name in enumerate(names)
     ]
+    if inside:
+        axes.legend(handles=handles, frameon=False, fontsize=8.5, loc="center left")
+        return
     axes.figure.legend(  # above the axes, where it covers no point
         handles=handles,
         frameon=False,

@@ -135,38 +135,64 @@ def _peak(profile: Profile) -> str:
     )
 
 
+LEAST_SHARE = 1e-6
+
 _PANELS = (
-    ("activation_kurtosis", "excess kurtosis", LEAST_KURTOSIS),
     ("activation_variance", "variance", None),
+    ("activation_kurtosis", "excess kurtosis", LEAST_KURTOSIS),
+    ("activation_outliers_6", "share beyond 6 standard deviations", LEAST_SHARE),
+    ("activation_sdam", "SDAM: how much channels differ", None),
     ("activation_channel_max_to_median", "largest / typical channel", None),
 )
 
 
 def _statistics(document: Document) -> Picture:
     def draw(axes: Sequence[Axes]) -> None:
-        for ax, (name, label, floor) in zip(axes, _PANELS, strict=True):
+        *panels, rest = axes
+        for ax, (name, label, floor) in zip(panels, _PANELS, strict=True):
             for i, profile in enumerate(document.profiles):
                 _line(ax, profile, i, name, floor=floor)
             ax.set_yscale("log")
             plain_ticks(ax.yaxis, log=True)
-            ax.set_title(label, fontsize=9)
+            ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+            ax.set_title(label, fontsize=8.5)
             ax.set_xlabel("relative depth")
-        legend(axes[0], [p.model for p in document.profiles])
+        rest.set_axis_off()
+        legend(rest, [p.model for p in document.profiles], inside=True)
 
-    medians = ", ".join(f"{p.model} {_median(p, 'activation_kurtosis')}" for p in document.profiles)
     words = "; ".join(
         f"{p.model}: median excess kurtosis {_median(p, 'activation_kurtosis')}, largest "
-        f"{_largest(p, 'activation_kurtosis')}"
+        f"{_largest(p, 'activation_kurtosis')}, median SDAM {_median(p, 'activation_sdam')}"
         for p in document.profiles
     )
     return Picture(
         "statistics",
-        drawn(7.4, 2.7, 3, draw),
-        f"Median excess kurtosis of activations: {medians}",
-        f"Excess kurtosis, variance and outlier channels of activations along depth. {words}.",
-        "Activations of each module (the one with the heaviest tail). Excess kurtosis is 0 for a "
-        f"normal distribution; values at or below {LEAST_KURTOSIS:g} are drawn at "
-        f"{LEAST_KURTOSIS:g}. All scales are logarithmic.",
+        drawn(7.4, 4.6, len(_PANELS) + 1, draw, rows=2),
+        _heaviest(document),
+        f"Variance, excess kurtosis, outliers, SDAM and outlier channels of activations along "
+        f"depth. {words}.",
+        "Activations of each module (the tensor with the heaviest tail). Excess kurtosis is 0 for "
+        "a normal distribution; SDAM is the standard deviation over channels of the mean absolute "
+        "value. All scales are logarithmic; the line is a running median. Values at or below "
+        f"{LEAST_KURTOSIS:g} (kurtosis) and {LEAST_SHARE:.6f} (shares) are drawn there.",
+    )
+
+
+def _heaviest(document: Document) -> str:
+    """The finding on tails: where they are heaviest."""
+    peaks = [
+        (value, profile.model, depth)
+        for profile in document.profiles
+        for value, depth in zip(profile.series["activation_kurtosis"], profile.depth, strict=True)
+        if value is not None
+    ]
+    if not peaks:
+        return "Activations along depth"
+    value, model, depth = max(peaks)
+    medians = ", ".join(f"{p.model} {_median(p, 'activation_kurtosis')}" for p in document.profiles)
+    return (
+        f"The heaviest tail is in {model}, at relative depth {depth:.2f} (excess kurtosis "
+        f"{short(value)}); medians: {medians}"
     )
 
 

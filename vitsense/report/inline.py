@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from vitsense.report.drawing import INK
 
@@ -14,6 +14,9 @@ _MARK = re.compile(r'<use href="#([^"]+)" x="([^"]+)" y="([^"]+)" (style="[^"]+"
 """A shape at a place: a tick, or one point of a series."""
 _SEGMENT = re.compile(r'<path d="(M[^L"]*L[^L"]*)" (clip-path="[^"]*" style="[^"]*")/>')
 """A straight line: of the grid, or a whisker."""
+
+
+_MANY = 12
 
 
 def inline(svg: str, prefix: str, alt: str) -> str:
@@ -36,39 +39,49 @@ def inline(svg: str, prefix: str, alt: str) -> str:
     svg = re.sub(r'<path d="[^"]*" style="fill:none"/>', "", svg)  # nothing of it is seen
     svg = _without_empty_groups(svg)
     svg = _without_plain_groups(svg)
-    svg = _gathered(svg, _MARK, (1, 4), _marks)
-    svg = _gathered(svg, _SEGMENT, (2,), _segments)
+    svg = _gathered(svg)
     head = (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(alt)}" class="figure">'
     )
     return re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)
 
 
-def _gathered(
-    svg: str,
-    pattern: re.Pattern[str],
-    key: tuple[int, ...],
-    made: Callable[[Sequence[re.Match[str]]], str],
-) -> str:
-    """What is alike, drawn at once where the first of it stood."""
+_STEP = re.compile(f"<g[^>]*>|</g>|{_MARK.pattern}|{_SEGMENT.pattern}")
+
+
+def _gathered(svg: str) -> str:
+    """Marks that are alike in one group, and lines that are alike, drawn at once."""
     alike: dict[tuple[str, ...], list[re.Match[str]]] = {}
-    for found in pattern.finditer(svg):
-        alike.setdefault(tuple(found[k] for k in key), []).append(found)
+    keys: dict[int, tuple[str, ...]] = {}
+    groups: list[str] = []
+    for found in _STEP.finditer(svg):
+        if found[0] == "</g>":
+            groups.pop()
+        elif found[0].startswith("<g"):
+            groups.append(found[0])
+        else:
+            kind = (found[1], found[4]) if found[1] else (found[6],)
+            keys[found.start()] = (*groups, *kind)
+            alike.setdefault(keys[found.start()], []).append(found)
 
     def once(found: re.Match[str]) -> str:
-        those = alike[tuple(found[k] for k in key)]
+        those = alike[keys[found.start()]] if found.start() in keys else [found]
         if len(those) == 1:
             return found[0]
-        return made(those) if found.start() == those[0].start() else ""
+        first = found.start() == those[0].start()
+        return (_marks if found[1] else _segments)(those) if first else ""
 
-    return pattern.sub(once, svg)
+    return _STEP.sub(once, svg)
 
 
 def _marks(those: Sequence[re.Match[str]]) -> str:
     """Marks as the vertices of one path that has a marker: a third of the bytes."""
     name, style = those[0][1], those[0][4]
     own = f"{name}m{those[0].start()}"
-    places = "L".join(f"{found[2]} {found[3]}" for found in those)
+    whole = len(those) > _MANY  # of so many points nobody sees half a pixel
+    places = "L".join(
+        " ".join(f"{float(v):.0f}" if whole else v for v in (found[2], found[3])) for found in those
+    )
     return (
         f'<defs><marker id="{own}" overflow="visible" markerUnits="userSpaceOnUse">'
         f'<use href="#{name}" {style}/></marker></defs>'
@@ -77,7 +90,7 @@ def _marks(those: Sequence[re.Match[str]]) -> str:
 
 
 def _segments(those: Sequence[re.Match[str]]) -> str:
-    return f'<path d="{"".join(found[1] for found in those)}" {those[0][2]}/>'
+    return f'<path d="{"".join(found[5] for found in those)}" {those[0][6]}/>'
 
 
 def _without_plain_groups(svg: str) -> str:
@@ -133,7 +146,7 @@ def classes_for(svgs: Mapping[str, str]) -> tuple[dict[str, str], str]:
         for style in pattern.findall(tag)
     )
     texts = Counter(pattern.findall(tag)[0] for svg in svgs.values() for tag in _TEXT.findall(svg))
-    usual = max(texts, key=lambda style: texts[style], default="")
+    usual = next((style for style, count in texts.most_common(1) if count > 1), "")
     counts.pop(usual, None)
     names = {s: f"z{n}" for n, s in enumerate(s for s, k in counts.items() if k > 1 and len(s) > 9)}
 

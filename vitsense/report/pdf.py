@@ -67,7 +67,7 @@ def _compiled(
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        _copy_sources(root, template)
+        _copy_sources(root)
         (root / "data.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
         for name, svg in drawings.items():
             (root / f"{name}.svg").write_text(svg, encoding="utf-8")
@@ -126,10 +126,10 @@ def _small(model: ModelReport) -> list[dict[str, object]]:
     return found
 
 
-def _copy_sources(root: Path, template: str) -> None:
+def _copy_sources(root: Path) -> None:
     """The typst files, where the compiler may read: it sees nothing outside its root."""
     source = template_root()
-    for path in (source / template, *sorted((source / "sections").glob("*.typ"))):
+    for path in (*sorted(source.glob("*.typ")), *sorted((source / "sections").glob("*.typ"))):
         target = root / path.relative_to(source)
         target.parent.mkdir(exist_ok=True)
         target.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vitsense.errors import InputMissingError
@@ -13,6 +12,8 @@ from vitsense.schemas import SCHEMAS
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
+
+    from vitsense.runfolder import StoredArrays
 
 
 class Source:
@@ -28,6 +29,7 @@ class Source:
         self.run = run
         self.record: Mapping[str, Any] = run.read_run()
         self._tables: dict[str, pd.DataFrame] = {}
+        self._stored: dict[str, StoredArrays] = {}
         measured = set(self.table("sensitivity")["model"])
         self.entries: tuple[Mapping[str, Any], ...] = tuple(
             entry for entry in self.record["models"] if entry["key"] in measured
@@ -58,15 +60,18 @@ class Source:
         """Every table there is a schema for."""
         return {name: self.table(name) for name in SCHEMAS}
 
-    @cached_property
-    def histograms(self) -> Mapping[str, NDArray[Any]]:
-        """``histograms.npz``."""
-        return self.run.arrays("histograms")
+    def histograms(self, key: str) -> NDArray[Any] | None:
+        """An array of ``histograms.npz``; None if it is not there."""
+        return self._array("histograms", key)
 
-    @cached_property
-    def channels(self) -> Mapping[str, NDArray[Any]]:
-        """``channels.npz``."""
-        return self.run.arrays("channels")
+    def channels(self, key: str) -> NDArray[Any] | None:
+        """An array of ``channels.npz``; None if it is not there."""
+        return self._array("channels", key)
+
+    def _array(self, name: str, key: str) -> NDArray[Any] | None:
+        if name not in self._stored:
+            self._stored[name] = self.run.stored(name)
+        return self._stored[name].get(key)
 
     def labelled(self, model: str) -> bool:
         """Whether a drop of accuracy was measured; else agreement takes its place."""

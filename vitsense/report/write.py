@@ -10,6 +10,7 @@ from vitsense.report.figures import pictures
 from vitsense.report.html import render_html
 from vitsense.report.pdf import render_pdf
 from vitsense.report.summary import render_markdown
+from vitsense.report.tables import write_parquet_tables
 from vitsense.runfolder import atomic_write, json_text
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def write_report(
     pdf: bool = True,
     markdown: bool = False,
     paper: str = "a4",
+    parquet: bool = False,
 ) -> list[Path]:
     """Render ``report.json``, ``report.html`` and ``report.pdf`` from the run's tables.
 
@@ -32,9 +34,13 @@ def write_report(
         pdf: Write ``report.pdf``.
         markdown: Write ``report.md``, a summary for a pull request.
         paper: Of the PDF: ``a4`` or ``us-letter``.
+        parquet: Write every table as ``<table>.parquet`` beside its CSV.
+
+    Returns:
+        The files, ``report.json`` first.
 
     Raises:
-        InputMissingError: nothing was measured yet, or typst is not installed.
+        InputMissingError: nothing was measured yet, or typst or pyarrow is not installed.
         UserInputError: a file of the run is damaged, or the folder cannot be written.
     """
     document = compose(run)
@@ -50,4 +56,6 @@ def write_report(
     if markdown:
         written.append(run.path / "report.md")
         atomic_write(written[-1], render_markdown(document))
+    if parquet:
+        written += write_parquet_tables(run)
     return written

@@ -11,9 +11,12 @@ from vitsense.report.compose_runs import RunPair, compose_runs
 from vitsense.report.html import render_runs_html
 from vitsense.report.pdf import render_runs_pdf
 from vitsense.report.summary import render_runs_markdown
+from vitsense.report.tables import write_parquet
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder, atomic_write, json_text
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vitsense.report.drawing import Picture
     from vitsense.report.runs_document import RunsDocument
 
@@ -30,6 +33,7 @@ def write_comparison(
     pdf: bool = True,
     markdown: bool = False,
     paper: str = "a4",
+    parquet: bool = False,
 ) -> list[Path]:
     """Write ``comparison.json``, ``changes.csv``, ``comparison.html`` and ``comparison.pdf``.
 
@@ -46,6 +50,7 @@ def write_comparison(
         pdf: Write ``comparison.pdf``.
         markdown: Write ``comparison.md``, a summary for a pull request.
         paper: Of the PDF: ``a4`` or ``us-letter``.
+        parquet: Write ``changes.parquet`` beside ``changes.csv``.
 
     Returns:
         The files, ``comparison.json`` first.
@@ -54,7 +59,7 @@ def write_comparison(
         UserInputError: the same run twice, a run that is not finished or damaged, or a folder that
             cannot be written.
         SiteMismatchError: the runs have no model, module or format in common.
-        InputMissingError: nothing was measured yet, or typst is not installed.
+        InputMissingError: nothing was measured yet, or typst or pyarrow is not installed.
     """
     pair = RunPair(first, second, model)
     document = compose_runs(pair)
@@ -72,7 +77,12 @@ def write_comparison(
         written.append(folder / "comparison.md")
         atomic_write(written[-1], render_runs_markdown(document))
     written.append(folder / "changes.csv")
-    atomic_write(written[-1], _changes_csv(pair))
+    changes = _changes(pair)
+    buffer = StringIO()
+    changes.to_csv(buffer, index=False)
+    atomic_write(written[-1], buffer.getvalue())
+    if parquet:
+        written.append(write_parquet(folder / "changes.parquet", changes))
     return written
 
 
@@ -87,13 +97,11 @@ def _pictures(document: RunsDocument) -> dict[str, Picture]:
     return {chart.name: chart_picture(chart, keys) for chart in charts}
 
 
-def _changes_csv(pair: RunPair) -> str:
+def _changes(pair: RunPair) -> pd.DataFrame:
     import pandas as pd
 
     frames = []
     for key in pair.entries:
         cells = pair.changes(key).cells
         frames.append(cells.assign(model=key)[["model", *cells.columns]])
-    buffer = StringIO()
-    pd.concat(frames, ignore_index=True).to_csv(buffer, index=False)
-    return buffer.getvalue()
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,96 @@
+"""How large a report is and how long it takes, for made-up runs of 20 to 1,000 modules.
+
+    OMP_NUM_THREADS=1 python benchmarks/report_render.py [RUN ...]
+
+Each size is rendered in a process of its own, from the run folder to the finished HTML and PDF, as
+``vitsense report`` does. Time is the CPU time of that process, its imports included. Folders of
+real runs may be named after it. The made-up runs are those of the tests: five widths, whole plans,
+groups and distributions of every tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from io import BytesIO
+from pathlib import Path
+
+from vitsense.provenance import versions
+
+SIZES = ((20, 1), (60, 1), (30, 2), (60, 4), (300, 1), (600, 1), (1000, 1))
+"""Modules of each model, and models."""
+
+TESTS = Path(__file__).parents[1] / "tests"
+
+
+def main(runs: list[str]) -> None:
+    """Print one row for every size and every run that was named."""
+    print(f"{platform.machine()}, " + ", ".join(f"{k} {v}" for k, v in versions().items()), "\n")
+    print("| run | modules | models | HTML (kB) | PDF (kB) | pages | CPU (s) |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    with tempfile.TemporaryDirectory() as folder:
+        for modules, models in SIZES:
+            path = Path(folder) / f"{modules}x{models}"
+            made(path, modules, models)
+            row("made up", path)
+        for run in runs:
+            row(Path(run).name, Path(run))
+
+
+def made(path: Path, modules: int, models: int) -> None:
+    """Make a run without spending the measured process's time on it."""
+    sys.path.insert(0, str(TESTS))
+    from report_fixture import make_run
+
+    make_run(path, modules, [f"model_{i}" for i in range(models)])
+
+
+def row(name: str, run: Path) -> None:
+    """Render a run in a new process and print its row."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--render", str(run)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seen = json.loads(done.stdout)
+    print(
+        f"| {name} | {seen['modules']} | {seen['models']} | {seen['html'] / 1e3:.0f} | "
+        f"{seen['pdf'] / 1e3:.0f} | {seen['pages']} | {seen['cpu']:.1f} |",
+        flush=True,
+    )
+
+
+def render(run: Path) -> None:
+    """Print sizes and the CPU time of this process so far."""
+    from vitsense.report.compose import compose
+    from vitsense.report.figures import pictures
+    from vitsense.report.html import render_html
+    from vitsense.report.pdf import render_pdf
+    from vitsense.runfolder import RunFolder
+
+    document = compose(RunFolder.open(run))
+    drawn = pictures(document)
+    html, pdf = render_html(document, drawn), render_pdf(document, drawn)
+    seen = {
+        "modules": sum(len(model.rows) for model in document.models),
+        "models": len(document.models),
+        "html": len(html.encode()),
+        "pdf": len(pdf),
+        "cpu": time.process_time(),
+    }
+    from pypdf import PdfReader
+
+    seen["pages"] = len(PdfReader(BytesIO(pdf)).pages)
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--render"]:
+        render(Path(sys.argv[2]))
+    else:
+        main(sys.argv[1:])
