@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vitsense.compare.finding import Finding
 from vitsense.compare.groups import additivity_finding, group_findings
+from vitsense.compare.harder import harder
 from vitsense.compare.tables import Comparison
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def findings(
     groups: pd.DataFrame,
     additivity: pd.DataFrame,
     families: Mapping[str, str],
+    joint: pd.DataFrame | None = None,
 ) -> tuple[Finding, ...]:
     """Everything that can be said about a run's models.
 
@@ -36,15 +38,18 @@ def findings(
         groups: ``groups.csv``: whole groups quantized together, or spared.
         additivity: ``additivity.csv``: sums over modules against whole plans.
         families: Model -> ``vit`` or ``convnet``.
+        joint: ``joint.csv``: whole plans; None leaves out which model is harder.
     """
     found: list[Finding] = []
+    names = list(families)
+    for other in names[1:]:
+        if joint is not None:
+            found += harder(names[0], other, comparison, joint)
+        found += _pair(names[0], other, comparison)
     for model in families:
         found += group_findings(model, groups)
         found += _per_module(model, comparison)
         found += additivity_finding(model, additivity)
-    names = list(families)
-    for other in names[1:]:
-        found += _pair(names[0], other, comparison)
     return tuple(found)
 
 

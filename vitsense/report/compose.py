@@ -17,6 +17,8 @@ from vitsense.report.source import Source
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import pandas as pd
+
     from vitsense.compare import Comparison
     from vitsense.runfolder import RunFolder
 
@@ -45,12 +47,7 @@ def compose(run: RunFolder) -> Document:
         bits=comparison.format.bits if comparison else 0,
         at=comparison.format.words if comparison else "",
         models=models,
-        findings=tuple(
-            (f.headline, f.sentence[:1].upper() + f.sentence[1:])
-            for f in findings(comparison, tables["groups"], tables["additivity"], families)
-        )
-        if comparison
-        else (),
+        findings=_findings(comparison, tables, families) if comparison else (),
         profiles=_profiles(comparison, families) if comparison else (),
         roles=_roles(comparison) if comparison else (),
         method=_method(record),
@@ -59,6 +56,13 @@ def compose(run: RunFolder) -> Document:
         words=_WORDS,
         chapters=run_chapters(source),
     )
+
+
+def _findings(
+    comparison: Comparison, tables: Mapping[str, pd.DataFrame], families: Mapping[str, str]
+) -> tuple[tuple[str, str], ...]:
+    found = findings(comparison, tables["groups"], tables["additivity"], families, tables["joint"])
+    return tuple((f.headline, f.sentence[:1].upper() + f.sentence[1:]) for f in found)
 
 
 def _listed(names: list[str]) -> str:

@@ -140,7 +140,7 @@ LEAST_SHARE = 1e-6
 _PANELS = (
     ("activation_variance", "variance", None),
     ("activation_kurtosis", "excess kurtosis", LEAST_KURTOSIS),
-    ("activation_outliers_6", "share beyond 6 standard deviations", LEAST_SHARE),
+    ("activation_outliers_6", "share beyond 6σ", LEAST_SHARE),
     ("activation_sdam", "SDAM: how much channels differ", None),
     ("activation_channel_max_to_median", "largest / typical channel", None),
 )
