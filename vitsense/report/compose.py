@@ -7,11 +7,12 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from vitsense.compare import compare_models, findings
+from vitsense.compare.groups import group_label
 from vitsense.formats import Family, format_of
 from vitsense.report.chapters import run_chapters
 from vitsense.report.compose_model import compose_model
 from vitsense.report.document import Document, Profile
-from vitsense.report.formatters import count, percent, short
+from vitsense.report.formatters import count, known, percent, short
 from vitsense.report.source import Source
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def _roles(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
     rows = [
         (
             row["model"],
-            row["role"],
+            group_label(row["role"]),
             str(row["modules"]),
             count(row["params"]),
             f"{row['kl_share']:.1f} %",
@@ -130,7 +131,7 @@ def _roles(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
             short(row["variance"]),
             short(row["kurtosis"]),
             percent(row["outliers_6"]),
-            short(row["sdam"]),
+            short(row["sdam"]) if known(row["sdam"]) else "\u2013",
         )
         for row in comparison.by_role.to_dict("records")
     ]

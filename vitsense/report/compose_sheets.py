@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-MOST_DRAWN = 16
+MOST_DRAWN = 24
 """Modules of the whole report whose tensors are drawn: the most sensitive of each model."""
 
 STANDS_OUT = 3.0

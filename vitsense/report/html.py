@@ -75,7 +75,7 @@ def render_html(document: Document, pictures: dict[str, Picture]) -> str:
         spark_path=spark_path,
         ladder_line=ladder_line,
         height_of=height_of,
-        drawn=[_drawn(model) for model in document.models],
+        drawn=[_drawn(model, len(document.models)) for model in document.models],
         scale=scale_labels(),
         small=(WIDTH, HEIGHT, RUNG, SPARK_HEIGHT),
         download=_data_url,
@@ -152,9 +152,17 @@ def heat_style() -> str:
     )
 
 
-def _drawn(model: ModelReport) -> int:
-    """Modules that have a picture."""
-    return sum(any(tensor.picture for tensor in row.sheet.tensors) for row in model.rows)
+TOGETHER = 16
+"""Modules of several models that have pictures on the page; each picture is a kilobyte."""
+
+
+def _drawn(model: ModelReport, models: int) -> frozenset[int]:
+    """Places of the modules whose tensors are drawn on the page: the most sensitive of many."""
+    having = [k for k, row in enumerate(model.rows) if any(t.picture for t in row.sheet.tensors)]
+    most = max(TOGETHER // models, 2)
+    if models == 1 or len(having) <= most:
+        return frozenset(having)
+    return frozenset(model.worst[:most]).intersection(having)
 
 
 def scale_labels() -> list[tuple[int, str]]:
