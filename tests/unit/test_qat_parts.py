@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vitsense.observe.features import features_of
 from vitsense.observe.finite import first_not_finite
 from vitsense.preprocessing import Preprocessing
-from vitsense.qat.ablate import FULL, mean_interval, variants
+from vitsense.qat.ablate import FULL, Ablation, mean_interval, table, variants
 from vitsense.qat.batches import StepSource
 from vitsense.qat.crops import CropPolicy
 from vitsense.qat.losses import mimic_loss, mixed_loss, principal_components, soft_cross_entropy
@@ -156,3 +156,21 @@ def test_an_ablation_changes_one_thing_at_a_time_and_keeps_the_budget() -> None:
     assert mean == pytest.approx(2.0)
     assert high - mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)  # t table, 2 degrees
     assert mean - low == pytest.approx(high - mean)
+
+
+def test_an_ablation_compares_seed_by_seed() -> None:
+    def ablation(name: str, *results: tuple[float, float]) -> Ablation:
+        rows = [{"top1": top1, "kl": kl} for top1, kl in results]
+        return Ablation(
+            variant=name, records=tuple({"last": r, "best": r, "seconds": 1.0} for r in rows)
+        )
+
+    full = ablation(FULL, (70.0, 0.50), (80.0, 0.30))
+    rows = table([full, ablation("other", (71.0, 0.45), (82.0, 0.26))]).set_index("variant")
+    assert math.isnan(rows.loc[FULL, "against_full"])
+    assert rows.loc["other", "against_full"] == pytest.approx(1.5)
+    assert rows.loc["other", "kl"] == pytest.approx(0.355)
+    assert rows.loc["other", "kl_against_full"] == pytest.approx(-0.045)
+    # paired, so the spread between seeds does not count: t of one degree is 12.7062
+    half = 12.7062 * 0.005  # half the distance of the two gaps, over their deviation's root of two
+    assert rows.loc["other", "kl_against_high"] == pytest.approx(-0.045 + half, rel=1e-4)
