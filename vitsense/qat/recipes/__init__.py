@@ -73,8 +73,8 @@ class Recipe:
     weights: str = _one_of("lsq", "statsq")
     """Where the step of a weight comes from: learned, or twice the mean absolute weight."""
     step_gradient: str = _one_of("lsq", "module", "none")
-    """``module``: the paper's 1/sqrt(Qp * |w|_1) for weights; ``lsq``: 1/sqrt(N * Qp). AdamW divides
-    a gradient by its own size, so with it a factor matters little; ``scale_lr`` does."""
+    """``module``: the paper's 1/sqrt(Qp * |w|_1) for weights; ``lsq``: 1/sqrt(N * Qp). AdamW
+    divides a gradient by its own size, so a factor matters little with it; ``scale_lr`` does."""
     offsets: str = _one_of("one_sided", "never", "always")
     """Which activations get a learned offset (LSQ+)."""
     weight_granularity: str = _one_of("plan", "per_channel", "per_tensor")
