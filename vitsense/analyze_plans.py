@@ -17,6 +17,7 @@ from vitsense.formats import FormatLike, format_of
 from vitsense.models import LoadedModel
 from vitsense.plan.additivity import additivity_rows, random_plans
 from vitsense.plan.budget import Budget
+from vitsense.plan.latency import LatencyProfile
 from vitsense.plan.make import make_plan
 from vitsense.plan.plan import Plan
 from vitsense.plan.predict import DropModel, fit_drop_model
@@ -36,7 +37,7 @@ from vitsense.plan.solve import (
     uniform,
 )
 from vitsense.sensitivity.result import Outcome
-from vitsense.settings import AnalyzeSettings
+from vitsense.settings import AnalyzeSettings, Granule
 from vitsense.sites import SiteCatalog
 
 
@@ -77,7 +78,10 @@ def plan_and_measure(
         planable,
         model.params,
         part=settings.planned_part,
+        per_tensor=settings.quant.weight_granularity is Granule.TENSOR,
     )
+    if settings.profile is not None:
+        problem = replace(problem, profile=LatencyProfile.load(settings.profile))
     forms = sorted(map(format_of, settings.format_names), key=lambda f: -f.effective_bits)
     choices: dict[str, Mapping[str, FormatLike]] = {
         f"uniform-{form.label}": uniform(problem, form.name) for form in forms

@@ -21,6 +21,7 @@ from vitsense.cli_import import import_
 from vitsense.cli_info import completion, env, models
 from vitsense.cli_output import Session, debug_option, say
 from vitsense.cli_plan import plan
+from vitsense.cli_profile import profile
 from vitsense.cli_qat import qat
 from vitsense.cli_report import report
 from vitsense.errors import VitsenseError
@@ -68,6 +69,7 @@ for _command in (
     analyze,
     report,
     plan,
+    profile,
     qat,
     distill,
     export,

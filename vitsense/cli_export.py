@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vitsense.cli_output import debug_option, emit, emit_json, find_run, json_option, say
+from vitsense.cli_output import (
+    debug_option,
+    emit,
+    emit_json,
+    find_run,
+    json_option,
+    progress_options,
+    say,
+)
+from vitsense.errors import UserInputError
 from vitsense.progress import NO_PROGRESS, Progress, ProgressStyle, make_progress
 
 if TYPE_CHECKING:
@@ -21,7 +30,7 @@ FORMATS = ("onnx", "safetensors", *TOOLS)
     short_help="Write packed weights, ONNX, or another tool's configuration.",
     context_settings={"show_default": True},
 )
-@click.argument("source", metavar="[RUN_OR_FILE]", required=False)
+@click.argument("source", metavar="[RUN_OR_CHECKPOINT]", required=False)
 @click.option(
     "--format", "form", type=click.Choice(FORMATS), required=True, help="What to write; see below."
 )
@@ -54,7 +63,20 @@ FORMATS = ("onnx", "safetensors", *TOOLS)
     metavar="FILE",
     help="Default: in the folder export of the run.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="No notes, only the result.")
+@click.option(
+    "--prefer",
+    type=click.Choice(["size", "speed"]),
+    default="size",
+    help="ONNX: hold narrow weights in narrow types, or in 8 bits, for which onnxruntime has "
+    "integer kernels. The logits are the same.",
+)
+@click.option(
+    "--profile",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="ONNX: a latency profile, to print its prediction beside what is measured.",
+)
+@progress_options
 @json_option
 @debug_option
 def export(
@@ -65,15 +87,18 @@ def export(
     plan: Path | None,
     data: str | None,
     out: Path | None,
+    progress_style: str,
     quiet: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Export a model of a run (default: the newest), or a packed file.
+    """Export a model of a run (default: the newest), of a training, or of a packed file.
 
     \b
-    RUN_OR_FILE is one of
-      a run folder, or its name in vitsense-runs    quantized by its plan after training
+    RUN_OR_CHECKPOINT is one of
+      a run folder, or its name in vitsense-runs    quantized by its plan, without training
+      RUN/qat/NAME, or a file of it                 trained by vitsense qat, on its trained grids;
+                                                    the folder means best.safetensors
       a file of --format safetensors                its integers, as they are
     \b
     The formats:
@@ -83,7 +108,7 @@ def export(
       torchao, modelopt, onnxruntime, aimet
                      the plan as that tool's configuration
     """
-    progress = NO_PROGRESS if quiet else make_progress(ProgressStyle.AUTO)
+    progress = NO_PROGRESS if quiet else make_progress(ProgressStyle(progress_style))
     try:
         if form == "onnx":
             from vitsense.export.onnx_graph import need_onnx
@@ -108,7 +133,13 @@ def _source(
     progress: Progress,
 ) -> ExportSource:
     from vitsense.export.source import source_of_file, source_of_run
+    from vitsense.export.trained import source_of_training, training_of
 
+    training = None if text is None else training_of(Path(text))
+    if training is not None:
+        if model is not None:
+            raise UserInputError("A training is of one model: leave --model out.")
+        return source_of_training(*training, plan=plan, data=data, progress=progress)
     if text is not None and Path(text).is_file():
         return source_of_file(Path(text), model=model, data=data)
     run = find_run(text)
@@ -127,8 +158,10 @@ def _exported(
 
         return export_config(source, form, out, fallback=options["fallback"])
     from vitsense.export.onnx_file import OnnxOptions, export_onnx
+    from vitsense.export.onnx_types import Prefer
 
-    return export_onnx(source, out, OnnxOptions(**options), progress=progress)
+    chosen = OnnxOptions(**{**options, "prefer": Prefer(options["prefer"])})
+    return export_onnx(source, out, chosen, progress=progress)
 
 
 def _emit_packed(entry: dict[str, Any]) -> None:
@@ -155,8 +188,15 @@ def _emit_onnx(entry: dict[str, Any]) -> None:
     emit(
         f"  {parity['same_top1']} of {parity['images']} images get the class of the torch model; "
         f"logits differ by at most {parity['largest']:.2g} "
-        f"({parity['largest'] / parity['step']:.2g} steps of the logits at 8 bits)"
+        f"({parity['largest'] / parity['step']:.2g} steps of the logits at 8 bits), on "
+        f"{parity['within_step']} images by less than a step"
     )
+    if entry["by_itself"] > parity["step"] / 100:
+        settings = ", ".join(f"{key}={value}" for key, value in entry["session"].items())
+        say(
+            f"Note: onnxruntime's own settings change logits by up to {entry['by_itself']:.2g}; "
+            f"run the file with the session setting {settings}."
+        )
     first = entry["first_difference"]
     if first is not None:
         emit(f"  first difference: {first['site']}: {first['explanation']}")
@@ -167,6 +207,12 @@ def _emit_onnx(entry: dict[str, Any]) -> None:
             f"({fast['low']:.2f} to {fast['high']:.2f}), in float {full['median']:.2f} ms "
             f"({full['low']:.2f} to {full['high']:.2f}): {latency['speedup']:.2f} times as fast"
         )
+        predicted = latency["predicted"]
+        if predicted is not None:
+            emit(
+                f"  predicted {predicted['ms']:.2f} ms ({predicted['kind']}, "
+                f"{predicted['profile']})"
+            )
     if not parity["identical"]:
         same = parity["same_top1"] == parity["images"]
         what = "logits differ by more than a step" if same else "some images get another class"

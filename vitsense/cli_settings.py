@@ -11,6 +11,7 @@ import click
 from vitsense.errors import UserInputError
 from vitsense.formats import format_of
 from vitsense.plan.budget import Budget
+from vitsense.plan.latency import LatencyProfile
 from vitsense.quantities import bytes_of, seconds_of
 from vitsense.settings import (
     AnalyzeSettings,
@@ -125,6 +126,12 @@ _OPTIONS = (
         help="At most so many calibration images (and half of them) to look for exchanges.",
     ),
     click.option(
+        "--profile",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Latency profile of a device (vitsense profile), for a budget of latency-ms.",
+    ),
+    click.option(
         "--weight-range",
         type=_RANGES,
         default=_DEFAULT.quant.weight_range.value,
@@ -190,6 +197,7 @@ def settings_from(
     group_formats: str | None,
     mode: str,
     budget: str,
+    profile: Path | None,
     weight_range: str,
     activation_range: str,
     weight_granularity: str,
@@ -230,6 +238,7 @@ def settings_from(
         directions=tuple(Direction) if direction == "both" else (Direction(direction),),
         group_formats=() if group_formats is None else _formats(group_formats),
         mode=SweepMode(mode),
+        profile=_readable(profile),
         budget=Budget.parse(budget).text,  # a wrong one must not be found after measuring
         quant=QuantSettings(
             weight_granularity=Granule(weight_granularity),
@@ -242,6 +251,12 @@ def settings_from(
         budget_time=None if budget_time is None else seconds_of(budget_time, "--budget-time"),
         **plain,
     )
+
+
+def _readable(profile: Path | None) -> Path | None:
+    if profile is not None:
+        LatencyProfile.load(profile)  # a wrong one must not be found after measuring
+    return profile
 
 
 def _request(name: str, checkpoint: str | None, weights: str | None) -> ModelRequest:

@@ -92,14 +92,15 @@ class NumberFormat:
             return 0
         return shape[0] * -(-math.prod(shape[1:]) // self.block) * self.scale_bits
 
-    def wide_scales(self, shape: Sequence[int]) -> int:
+    def wide_scales(self, shape: Sequence[int], per_tensor: bool = False) -> int:
         """Number of float32 scales of a weight `(O, I, ...)`.
 
-        One for each output channel; one for the tensor in nvfp4, none in the mx formats.
+        One for each output channel, or with ``per_tensor`` one; one for the tensor in nvfp4, none
+        in the mx formats.
         """
         if not shape or self.family is Family.MICROSCALING:
             return 0
-        return 1 if self.family is Family.NVFP4 else shape[0]
+        return 1 if per_tensor or self.family is Family.NVFP4 else shape[0]
 
 
 def _floats() -> tuple[NumberFormat, ...]:

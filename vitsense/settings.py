@@ -150,6 +150,8 @@ class AnalyzeSettings:
     """Steps by which the recommended plan is improved as a whole; 0: it stays as solved."""
     refine_images: int = 64
     """Calibration images on which exchanges are measured at most; others compare plans."""
+    profile: Path | None = None
+    """Latency profile of a device; needed for a budget of ``latency-ms``."""
     batch: int | None = None
     """Images per micro-batch; None: chosen from the memory the model needs."""
     memory: int = 2 * 2**30
@@ -192,6 +194,11 @@ class AnalyzeSettings:
             if value < least:
                 raise UserInputError(f"{name} is {value}: it must be at least {least}.")
         self._check_stopping()
+        if self.budget.startswith("latency-ms") and self.profile is None:
+            raise UserInputError(
+                f"--budget is {self.budget}: latency needs a profile of the device; measure one "
+                "with vitsense profile and name it with --profile FILE."
+            )
         if not self.parts:
             raise UserInputError("--parts is empty: use both, weights or activations.")
 
@@ -252,7 +259,7 @@ class AnalyzeSettings:
         Left out is what changes no measured number (budget, search, device), or changes it only by
         the rounding of another batch size (memory), or decides only how much is measured (time).
         """
-        free = {"budget", "refine", "refine_images", "device", "memory", "budget_time"}
+        free = {"budget", "profile", "refine", "refine_images", "device", "memory", "budget_time"}
         mine = self.to_json()
         return sorted(
             key

@@ -27,7 +27,7 @@ class TrainingFolder:
     step, evaluation and look at the weights (its ``kind``); ``movement.csv`` how each module's
     weight moved; ``sensitivities.csv`` what each module alone costs before and after;
     ``weights.npz`` histograms of latent weights; ``last.safetensors`` and ``best.safetensors`` the
-    trained model; ``resume.pt`` what an interrupted training needs.
+    trained model; ``plan.json`` the plan it was trained for; ``resume.pt`` what an interrupted training needs.
     """
 
     path: Path
@@ -56,6 +56,18 @@ class TrainingFolder:
     def all_in(cls, run: Path) -> list[TrainingFolder]:
         """The trainings of a run, by name."""
         return [cls(path.parent) for path in sorted((run / FOLDER).glob("*/qat.json"))]
+
+    @property
+    def plan_path(self) -> Path:
+        """The plan of the training, whatever has become of the run's own."""
+        return self.path / "plan.json"
+
+    @property
+    def run_path(self) -> Path | None:
+        """The folder of the run that the training belongs to; None outside of one."""
+        run = self.path.parent.parent
+        inside = self.path.parent.name == FOLDER and (run / "run.json").is_file()
+        return run if inside else None
 
     @property
     def started(self) -> bool:

@@ -66,6 +66,14 @@ def test_bit_operations_of_one_part_have_a_float_operand() -> None:
     assert activations.size_mb == 32 * 20_000 / 8e6
 
 
+def test_a_weight_with_one_scale_is_stored_with_one() -> None:
+    modules = modules_table(4, products=1)
+    bits = dict.fromkeys(modules["module"], 4)
+    channels, one = (cost_of(modules, bits, 20_000, per_tensor=p) for p in (False, True))
+    rows = [int(s.split("x")[0]) for s in modules["weight_shape"] if s]
+    assert channels.size_mb - one.size_mb == pytest.approx(32 * (sum(rows) - len(rows)) / 8e6)
+
+
 def test_sums_are_those_of_the_table_and_the_ratio_takes_the_farthest_ends() -> None:
     modules = modules_table(4, products=1)
     cells = sensitivity_table(modules, bits=(8, 4))

@@ -213,6 +213,33 @@ def test_a_plan_under_a_latency_budget_is_the_best_of_all(tmp_path: Path) -> Non
         solve(replace(problem, profile=None), Budget(BudgetKind.LATENCY_MS, limit), curve)
 
 
+def test_the_rest_of_the_model_counts_in_the_limit(tmp_path: Path) -> None:
+    modules = modules_table(n=2, products=0)
+    sensitivity = sensitivity_table(modules, bits=(8, 4))
+    times = {name: {"int8": 2.0, "int4": 1.0} for name in modules["module"]}
+    profile = _profile(tmp_path, measured=times, rest_ms=10.0)
+    problem = replace(make_problem(modules, sensitivity, 10**6, pins={}), profile=profile)
+    curve = DropModel(ceiling=90, log_c=0.0, exponent=1.0, scatter=0.2, points=3, basis="plans")
+    for limit, expected in ((14.0, [8, 8]), (13.0, [4, 8]), (12.0, [4, 4])):
+        found = solve(problem, Budget(BudgetKind.LATENCY_MS, limit), curve)
+        assert sorted(found.bits.values()) == expected
+        assert profile.total(modules.to_dict("records"), found.formats) == limit
+    with pytest.raises(UserInputError, match="least possible is latency-ms=12"):
+        solve(problem, Budget(BudgetKind.LATENCY_MS, 11.0), curve)
+
+
+def test_a_profile_of_another_model_says_what_is_missing_and_what_to_do(tmp_path: Path) -> None:
+    modules = modules_table(n=3, products=0)
+    sensitivity = sensitivity_table(modules, bits=(8, 4))
+    other = {"stem": {"int8": 1.0, "int4": 1.0}, "block.0": {"int8": 1.0, "int4": 1.0}}
+    profile = _profile(tmp_path, measured=other, model={"key": "resnet50"})
+    problem = replace(make_problem(modules, sensitivity, 10**6, pins={}), profile=profile)
+    curve = DropModel(ceiling=90, log_c=0.0, exponent=1.0, scatter=0.2, points=3, basis="plans")
+    match = r"measured for resnet50\) says nothing about block.1 in int4 and 3 others: measure them"
+    with pytest.raises(UserInputError, match=match):
+        solve(problem, Budget(BudgetKind.LATENCY_MS, 9.0), curve)
+
+
 def test_what_was_measured_comes_first(tmp_path: Path) -> None:
     profile = _profile(tmp_path, measured={"a": {"int8": 3.5}})
     assert not profile.is_estimate
@@ -227,6 +254,8 @@ def test_what_was_measured_comes_first(tmp_path: Path) -> None:
         ({"tera_macs": {"8": -1}, "bandwidth_gb": 1}, "positive number"),
         ({"tera_macs": {"eight": 1}}, "no latency profile"),
         ({"measured": [1]}, "no latency profile"),
+        ({"measured": {"a": {"int8": 1}}, "rest_ms": -1}, "must not be negative"),
+        ({"shapes": {}, "status": "running"}, "is not finished"),
     ],
 )
 def test_wrong_profiles_are_said(tmp_path: Path, values: dict[str, Any], match: str) -> None:

@@ -58,6 +58,20 @@ def test_the_chapter_says_how_files_agree_and_where_they_begin_to_differ(tmp_pat
     assert row[4] == "4.00 ms by 2.00 ms (1.50 to 2.50): 2.00"
 
 
+def test_a_trained_file_its_prediction_and_the_session_it_needs(tmp_path: Path) -> None:
+    entry = _entry(by_itself=0.25, session={"session.key": "1"})
+    entry["trained"] = {"name": "vvtq", "checkpoint": "best.safetensors"}
+    said = {"ms": 1.75, "kind": "measured per module", "profile": "my machine"}
+    entry["latency"] = {**entry["latency"], "predicted": said}
+    found = _chapter(tmp_path, [entry])
+    assert found is not None
+    words = " ".join(b.text for b in found.blocks if isinstance(b, Words))
+    assert "trained model vvtq (best.safetensors)" in words
+    assert "Predicted latency: 1.75 ms for one image (measured per module; my machine)" in words
+    assert "measured: 2.00 ms" in words
+    assert "up to 0.25; with the session setting session.key=1" in words
+
+
 def test_a_file_that_was_not_run_is_listed_as_such(tmp_path: Path) -> None:
     packed = {"model": "swin", "format": "safetensors", "file": "a", "bytes": 10_000}
     found = _chapter(tmp_path, [packed])

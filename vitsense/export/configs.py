@@ -41,7 +41,7 @@ def export_config(
     else:
         made, translation = _onnxruntime(source, out)
     translation.refuse_changes(tool, fallback=fallback)
-    path = export_path(source.run, source.key, f".{tool}.json", out)
+    path = export_path(source, f".{tool}.json", out)
     atomic_write(path, json_text(made))
     entry = {
         **entry_of(source, tool, path),
@@ -172,7 +172,7 @@ def _onnxruntime(source: ExportSource, out: Path | None) -> Made:
     size = source.preprocessing.input_size
     graph = float_graph(source.fixed.model, torch.zeros(1, *size), DEFAULT_OPSET)
     made, found = onnxruntime_config(source.fixed, graph)
-    path = export_path(source.run, source.key, ".onnxruntime.json", out).with_suffix(".float.onnx")
+    path = export_path(source, ".onnxruntime.json", out).with_suffix(".float.onnx")
     atomic_write(path, write_graph(graph))
     return {"model_input": path.name, **made}, found
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,8 @@ class FixedModel(nn.Module):
     """Gives the logits of the quantized model; every weight is integers, every range is settled.
 
     The inner model is used as it is: the visits exchange its weights and round its activations.
+    A model that was trained under quantization brings the ``runner`` that training converted it to,
+    which rounds to the same grids and adds in the order of the training, and computes with that.
     """
 
     def __init__(
@@ -47,6 +51,9 @@ class FixedModel(nn.Module):
         weights: Mapping[str, FixedWeight],
         activations: Mapping[str, Grid],
         left: Mapping[str, str] | None = None,
+        *,
+        trained: Mapping[str, Any] | None = None,
+        runner: nn.Module | None = None,
     ) -> None:
         """Join the parts.
 
@@ -56,9 +63,14 @@ class FixedModel(nn.Module):
             weights: By site id.
             activations: By site id.
             left: Sites that are planned and stay in float, with the format they cannot have.
+            trained: Of a model that was trained under quantization: what its training was, plain
+                values.
+            runner: Of such a model: what gives its logits.
         """
         super().__init__()
         self.model = model
+        self.trained = trained
+        self.runner = runner
         self.catalog = catalog
         self.weights = dict(weights)
         self.activations = dict(activations)
@@ -67,17 +79,30 @@ class FixedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(B, classes)` of preprocessed images `(B, 3, H, W)`."""
-        with observing(self.model, self.catalog, self.visits()):
-            logits: Tensor = self.model(images)
+        logits: Tensor
+        if self.runner is not None:
+            logits = self.runner(images)
             return logits
+        with observing(self.model, self.catalog, self.visits()):
+            logits = self.model(images)
+            return logits
+
+    def rounded(self, site: str, tensor: Tensor) -> Tensor:
+        """The tensor of an activation site on its grid.
+
+        It is divided by the scale, as ONNX defines it, so that files and this model differ only
+        where sums do; training multiplies with the reciprocal (as torch's own kernels do), and a
+        trained model goes on so.
+        """
+        return fake_quantize(tensor, self.activations[site], divide=self.trained is None)
 
     def visits(self) -> dict[str, Visit]:
         """What happens at each site, in torch."""
         found: dict[str, Visit] = {}
         for key, weight in self.weights.items():
             found[key] = _given(weight.values)
-        for key, grid in self.activations.items():
-            found[key] = _rounded(grid)
+        for key in self.activations:
+            found[key] = partial(self.rounded, key)
         return found
 
     @property
@@ -91,8 +116,17 @@ def _given(values: Tensor) -> Visit:
     return lambda _tensor: values
 
 
-def _rounded(grid: Grid) -> Visit:
-    return lambda tensor: fake_quantize(tensor, grid)
+def runner_of(fixed: FixedModel) -> nn.Module:
+    """What `vitsense.qat.prepare.convert` gave when the model was exported, bit for bit.
+
+    The inner model's parameters must already hold the values of the integer weights.
+    """
+    from vitsense.qat.prepare import on_fixed_grids
+
+    assert fixed.trained is not None
+    grids = {key: weight.grid for key, weight in fixed.weights.items()} | fixed.activations
+    modules = tuple(m for m in fixed.catalog if any(site.id in grids for site in m.sites))
+    return on_fixed_grids(fixed.model, modules, grids, share_inputs=fixed.trained["share_inputs"])
 
 
 def site_formats(plan: Plan, catalog: SiteCatalog) -> dict[Site, str]:

@@ -7,14 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vitsense.export.onnx_graph import float_graph, need_onnx, quantized_graph, write_graph
-from vitsense.export.onnx_types import DEFAULT_OPSET, Stored, stored_types
+from vitsense.export.onnx_types import DEFAULT_OPSET, Prefer, Stored, stored_types
 from vitsense.export.parity import SiteDifference, compare, compare_sites
 from vitsense.export.record import entry_of, export_path, keep_export, record_path
-from vitsense.export.session import Session, latencies, versions
+from vitsense.export.session import EXACT, Session, latencies, versions
 from vitsense.export.source import ExportSource
+from vitsense.plan.latency import LatencyProfile
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.runfolder import atomic_write
 
@@ -32,6 +34,11 @@ class OnnxOptions:
     """Held-back images the file is compared on."""
     runs: int = 30
     """Timed runs of the file and of its float counterpart; 0 leaves the timing out."""
+    prefer: Prefer = Prefer.SIZE
+    """What the types of weights are chosen for."""
+    profile: Path | None = None
+    """A latency profile, to compare its prediction with what is measured; None: the one the plan
+    was made with, if any."""
 
 
 def export_onnx(
@@ -53,8 +60,11 @@ def export_onnx(
     """
     need_onnx()
     options = options or OnnxOptions()
-    stored = stored_types(source.fixed, options.opset, fallback=options.fallback)
-    path = export_path(source.run, source.key, ".onnx", out)
+    predicted = _predicted(source, options.profile)
+    stored = stored_types(
+        source.fixed, options.opset, fallback=options.fallback, prefer=options.prefer
+    )
+    path = export_path(source, ".onnx", out)
     batches = source.batches(options.images, _BATCH)
     image = batches[0][0][:1]
     progress.note(f"{source.key}: exporting to operator set {options.opset}")
@@ -62,26 +72,46 @@ def export_onnx(
     raw = write_graph(graph)
     session = Session(raw)
     atomic_write(path, raw)
-    progress.note(f"{source.key}: comparing on {options.images} images")
-    parity = compare(source.fixed, session, batches)
+    count = sum(len(labels) for _, labels in batches)
+    progress.start(count, f"{source.key}: comparing on {count} images")
+    parity = compare(source.fixed, session, batches, progress)
     worst = torch.cat([images for images, _ in batches])[list(parity.worst)]
     sites = compare_sites(source.fixed, graph, worst)
     entry = {
         **entry_of(source, "onnx", path),
         "opset": options.opset,
+        "prefer": options.prefer.value,
         "versions": versions(),
         "types": _types(stored),
         "sites": [_site_row(s) for s in stored.values()] + _left_rows(source),
         "parity": {**asdict(parity), "identical": parity.identical},
         "first_difference": _first(sites),
         "compared_sites": {"images": len(worst), "sites": len(sites)},
+        "session": dict(EXACT),
+        "by_itself": _by_itself(raw, session, batches[0][0]),
         "latency": None,
     }
     if options.runs:
         progress.note(f"{source.key}: timing")
-        entry["latency"] = _timed(source, session, image, options)
+        entry["latency"] = _timed(source, session, image, options) | {"predicted": predicted}
     keep_export(record_path(source.run, path), entry)
     return entry
+
+
+def _by_itself(raw: bytes, session: Session, images: torch.Tensor) -> float:
+    """Largest difference of a logit between onnxruntime's own settings and those of `EXACT`."""
+    usual = Session(raw, exact=False).logits(images.numpy())
+    return float(np.abs(usual - session.logits(images.numpy())).max())
+
+
+def _predicted(source: ExportSource, file: Path | None) -> dict[str, Any] | None:
+    """What a profile says that the model takes; None without one."""
+    if file is None:
+        said: dict[str, Any] | None = source.plan.provenance.get("latency")
+        return said
+    profile = LatencyProfile.load(file)
+    rows = [{"module": m.name, "params": m.params, "macs": m.macs} for m in source.fixed.catalog]
+    return profile.prediction(rows, source.plan.formats)
 
 
 def _types(stored: dict[str, Stored]) -> dict[str, int]:

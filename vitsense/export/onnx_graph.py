@@ -51,6 +51,7 @@ def _fake_quantize(
     x: Tensor,
     scale: Sequence[float],
     zero_point: Sequence[int],
+    shift: Sequence[float],
     shape: Sequence[int],
     bits: int,
     signed: bool,
@@ -59,7 +60,8 @@ def _fake_quantize(
 ) -> Tensor:
     steps = torch.tensor(scale, dtype=torch.float32).reshape(list(shape))
     zeros = torch.tensor(zero_point, dtype=torch.float32).reshape(list(shape))
-    return fake_quantize(x, Grid(Format(bits, signed), steps, zeros))
+    moved = torch.tensor(shift, dtype=torch.float32).reshape(list(shape)) if shift else None
+    return fake_quantize(x, Grid(Format(bits, signed), steps, zeros, moved), divide=True)
 
 
 @_fake_quantize.register_fake
@@ -96,12 +98,17 @@ def _translations(opset: int) -> dict[Any, Any]:
         x: Any,
         scale: Sequence[float],
         zero_point: Sequence[int],
+        shift: Sequence[float],
         shape: Sequence[int],
         bits: int,
         signed: bool,
         held: int,
         site: str,  # noqa: ARG001
     ) -> Any:
+        moved = None
+        if shift:
+            moved = op.Constant(value=ir.tensor(np.array(shift, dtype=np.float32).reshape(shape)))
+            x = op.Sub(x, moved)
         axis = None if len(scale) == 1 else next(i for i, n in enumerate(shape) if n > 1)
         form = Format(bits, signed)
         if held > bits:
@@ -118,7 +125,8 @@ def _translations(opset: int) -> dict[Any, Any]:
         zero = constant(zero_point, getattr(np, kind), axis)
         where = {} if axis is None else {"axis": axis - len(shape)}
         codes = op.QuantizeLinear(x, step, zero, **where)
-        return op.DequantizeLinear(codes, step, zero, **where)
+        found = op.DequantizeLinear(codes, step, zero, **where)
+        return found if moved is None else op.Add(found, moved)
 
     def from_codes(codes: Any, scale: Any, zero_point: Any, axis: int) -> Any:
         if zero_point is None:
@@ -157,6 +165,8 @@ class _Traced(nn.Module):
         zeros = grid.zero_point.reshape(flat.shape)
         if bool((zeros != 0).any()):  # a buffer that is None confuses torch.export 2.14
             self.register_buffer(f"{name}_zero", zeros.to(kind))
+        if grid.shift is not None:
+            self.register_buffer(f"{name}_shift", grid.shift.float())
 
     def forward(self, images: Tensor) -> Tensor:
         visits: dict[str, Visit] = {key: self._weight(name) for key, name in self.names.items()}
@@ -167,7 +177,12 @@ class _Traced(nn.Module):
 
     def _weight(self, name: str) -> Visit:
         parts = [getattr(self, f"{name}_{part}", None) for part in ("codes", "scale", "zero")]
-        made: Visit = lambda _tensor: torch.ops.vitsense.dequantize(*parts, 0)  # noqa: E731
+        shift = getattr(self, f"{name}_shift", None)
+
+        def made(_tensor: Tensor) -> Tensor:
+            values: Tensor = torch.ops.vitsense.dequantize(*parts, 0)
+            return values if shift is None else values + shift
+
         return made
 
     def _activation(self, site: str) -> Visit:
@@ -181,7 +196,8 @@ def _range(site: str, grid: Grid, held: int) -> tuple[Any, ...]:
     """A grid as plain values, which tracing takes for constants."""
     scale, zeros = grid.scale.reshape(-1).tolist(), grid.zero_point.reshape(-1).tolist()
     form, shape = grid.format, list(grid.scale.shape)
-    return (scale, [int(z) for z in zeros], shape, form.bits, form.signed, held, site)
+    shift = [] if grid.shift is None else grid.shift.reshape(-1).tolist()
+    return (scale, [int(z) for z in zeros], shift, shape, form.bits, form.signed, held, site)
 
 
 def quantized_graph(
@@ -278,6 +294,8 @@ def _type_weights(model: Any, traced: _Traced, stored: Mapping[str, Stored]) -> 
                 value.dtype = value.const_value.dtype
             value.name = f"{key}.{part}"
         initializers[f"{name}_scale"].name = f"{key}.scale"
+        if f"{name}_shift" in initializers:
+            initializers[f"{name}_shift"].name = f"{key}.shift"
 
 
 def _name_sites(model: Any, program: Any) -> None:
@@ -289,10 +307,13 @@ def _name_sites(model: Any, program: Any) -> None:
     target = torch.ops.vitsense.fake_quantize.default
     sites = {n.name: n.args[-1] for n in program.graph.nodes if n.target is target}
     for node in model.graph:
-        if node.op_type != "DequantizeLinear" or node.outputs[0].name not in sites:
+        if node.op_type not in ("DequantizeLinear", "Add") or node.outputs[0].name not in sites:
             continue
         site = sites[node.outputs[0].name]
         node.outputs[0].name = site
+        if node.op_type == "Add":  # of a shifted grid
+            node.name = f"{site}.shift"
+            node = node.inputs[0].producer()  # noqa: PLW2901
         node.name = f"{site}.dequantize"
         quantize = node.inputs[0].producer()
         if quantize is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from vitsense.errors import UserInputError
 from vitsense.export.fixed import FixedModel
@@ -15,9 +16,22 @@ OLDEST_OPSET, DEFAULT_OPSET, NEWEST_OPSET = 18, 21, 25
 _SINCE = {2: 25, 4: 21, 8: 13, 16: 21}
 """Bits of an ONNX integer type -> first operator set whose QuantizeLinear takes it."""
 
+_FAST = {8: 13, 16: 21}
+"""The types weights get where speed is preferred: onnxruntime multiplies 8-bit codes as integers,
+and turns narrower weights into floats in every run."""
+
 _ACTIVATIONS = {8: 13, 16: 21}
 """The types activations get: onnxruntime (1.32) has no kernels that multiply 4-bit activations, and
 cannot load a file in which a Relu stands before a 4-bit QuantizeLinear."""
+
+
+class Prefer(Enum):
+    """What the types of weights are chosen for; the numbers are the same."""
+
+    SIZE = "size"
+    """The narrowest type that holds the codes."""
+    SPEED = "speed"
+    """8 bits, for which onnxruntime has integer kernels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +56,16 @@ class Stored:
         return self.bits > self.format.bits
 
 
-def stored_types(fixed: FixedModel, opset: int, *, fallback: bool) -> dict[str, Stored]:
+def stored_types(
+    fixed: FixedModel, opset: int, *, fallback: bool, prefer: Prefer = Prefer.SIZE
+) -> dict[str, Stored]:
     """The type of every quantized site, by site id.
 
     Args:
         fixed: The quantized model.
         opset: Operator set of the file.
         fallback: Take a wider type where the format's own needs a newer operator set.
+        prefer: Whether weights of less than 8 bits are held in 8.
 
     Raises:
         UserInputError: the operator set is not supported, or cannot hold a site's format and
@@ -60,21 +77,36 @@ def stored_types(fixed: FixedModel, opset: int, *, fallback: bool) -> dict[str, 
             f"The operator set {opset} is {age}; use {OLDEST_OPSET} to {NEWEST_OPSET} "
             f"(default {DEFAULT_OPSET}; 2-bit types need {_SINCE[2]})."
         )
-    weights = {k: _stored(k, w.grid.format, opset, _SINCE) for k, w in fixed.weights.items()}
+    fast = prefer is Prefer.SPEED
+    since = _FAST if fast else _SINCE
+    weights = {k: _stored(k, w.grid.format, opset, since) for k, w in fixed.weights.items()}
     ranges = {k: _stored(k, g.format, opset, _ACTIVATIONS) for k, g in fixed.activations.items()}
     found = weights | ranges
-    _refuse(found, opset, fallback=fallback)
+    _refuse(found, opset, fallback=fallback or fast)
     return found
+
+
+def held_bits(form: Format, opset: int, prefer: Prefer) -> int:
+    """Bits of the ONNX type that holds the weights (signed) or activations of a format.
+
+    0 where the operator set has none.
+    """
+    narrow = form.signed and prefer is Prefer.SIZE
+    return _held(form, opset, _SINCE if narrow else _ACTIVATIONS)
+
+
+def _held(form: Format, opset: int, since: Mapping[int, int]) -> int:
+    return next((b for b in sorted(since) if b >= form.bits and since[b] <= opset), 0)
 
 
 def _stored(site: str, form: Format, opset: int, since: Mapping[int, int]) -> Stored:
     fitting = [bits for bits in sorted(since) if bits >= form.bits]
-    held = next((bits for bits in fitting if since[bits] <= opset), 0)
+    held = _held(form, opset, since)
     if held == form.bits:
         return Stored(site=site, format=form, bits=held)
     if held == fitting[0]:
         where = "clipped and held" if since is _ACTIVATIONS else "held"
-        note = f"{form.name} is {where} in {held} bits"
+        note = f"{form.name} is {where} in {held} bits" + " for speed" * (since is _FAST)
     elif held:
         note = (
             f"{form.name} is held in {held} bits; operator set {since[fitting[0]]} has "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vitsense.errors import InputMissingError, SchemaVersionError, UserInputError
 from vitsense.export.bitstream import pack_codes, unpack_codes
-from vitsense.export.fixed import FixedModel, FixedWeight
+from vitsense.export.fixed import FixedModel, FixedWeight, runner_of
 from vitsense.numerics.grid import Format, Grid
 from vitsense.plan.plan import Plan
 from vitsense.runfolder import atomic_write
@@ -87,6 +87,8 @@ def save_packed(path: Path, fixed: FixedModel, plan: Plan, about: Mapping[str, A
         "weights": rows,
         "activations": ranges,
     }
+    if fixed.trained is not None:
+        metadata["trained"] = dict(fixed.trained)
     metadata["digest"] = _digest(metadata, tensors)
     # one entry: safetensors writes several in any order, and equal models shall be equal files
     raw = save(tensors, metadata={"vitsense": _canonical(metadata)})
@@ -109,12 +111,19 @@ def _weight_tensors(fixed: FixedModel) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def _grid_entry(grid: Grid, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """A grid as metadata; more than one scale becomes a tensor."""
+    """A grid as metadata; more than one scale becomes a tensor, and so does a shift."""
     entry: dict[str, Any] = {"format": grid.format.name}
+    half = grid.shift is not None and torch.equal(grid.shift, grid.scale * 0.5)
+    if half:
+        entry["shift_in_steps"] = 0.5
     if grid.scale.numel() == 1:
         shape = list(grid.scale.shape)
         entry |= {"scale": float(grid.scale), "zero_point": int(grid.zero_point)}
+        if grid.shift is not None and not half:
+            entry["shift"] = float(grid.shift)
         return entry if not shape else {**entry, "scale_shape": shape}
+    if grid.shift is not None and not half:
+        tensors[f"{name}.shift"] = grid.shift.float().contiguous()
     tensors[f"{name}.scale"] = grid.scale.float().contiguous()
     if bool((grid.zero_point != 0).any()):
         tensors[f"{name}.zero_point"] = grid.zero_point.to(torch.int32).contiguous()
@@ -126,11 +135,16 @@ def _grid_of(entry: Mapping[str, Any], name: str, tensors: Mapping[str, Tensor])
     if "scale" in entry:
         shape = entry.get("scale_shape", [])
         scale = torch.full(shape, entry["scale"], dtype=torch.float32)
-        return Grid(form, scale, torch.full(shape, float(entry["zero_point"])))
-    scale = tensors[f"{name}.scale"]
-    zero_point = tensors.get(f"{name}.zero_point")
-    zeros = torch.zeros_like(scale) if zero_point is None else zero_point.float()
-    return Grid(form, scale, zeros)
+        zeros = torch.full(shape, float(entry["zero_point"]))
+        shift = torch.full(shape, entry["shift"]) if "shift" in entry else None
+    else:
+        scale = tensors[f"{name}.scale"]
+        zero_point = tensors.get(f"{name}.zero_point")
+        zeros = torch.zeros_like(scale) if zero_point is None else zero_point.float()
+        shift = tensors.get(f"{name}.shift")
+    if "shift_in_steps" in entry:
+        shift = scale * entry["shift_in_steps"]
+    return Grid(form, scale, zeros, shift)
 
 
 def covered_parameters(fixed: FixedModel) -> dict[str, list[str]]:
@@ -139,6 +153,8 @@ def covered_parameters(fixed: FixedModel) -> dict[str, list[str]]:
     counts: dict[str, int] = {}
     for module in fixed.catalog:
         site = module.weight_site
+        if module.derived_weight and fixed.trained is not None:
+            continue  # its runner computes the weight from the parameter again
         if site is not None and module.weight is not None and site.id in fixed.weights:
             found.setdefault(module.weight, []).append(site.id)
             counts[module.weight] = counts.get(module.weight, 0) + module.params
@@ -189,7 +205,9 @@ def _size(
     return PackedSize(
         codes=sum(v for k, v in sizes.items() if k.endswith(".codes")),
         scales=sum(
-            v for k, v in sizes.items() if k.endswith((".scale", ":zero_point")) and k[:6] != _FLOAT
+            v
+            for k, v in sizes.items()
+            if k.endswith((".scale", ".zero_point", ".shift")) and k[:6] != _FLOAT
         ),
         parameters=sum(v for k, v in floats.items() if k not in buffers),
         buffers=sum(v for k, v in floats.items() if k in buffers),
@@ -213,6 +231,8 @@ class PackedFile:
     """By site id."""
     rest: Mapping[str, Tensor]
     """Parameters and buffers that are not quantized, by their names in the model."""
+    trained: Mapping[str, Any] | None = None
+    """What the training was; None for a model that was quantized after training."""
 
     def restore(self, model: nn.Module, catalog: SiteCatalog) -> FixedModel:
         """Fill a model of the same architecture and join it with the grids.
@@ -233,6 +253,7 @@ class PackedFile:
             catalog,
             {f"{name}:weight": weight for name, weight in self.weights.items()},
             self.activations,
+            trained=self.trained,
         )
         state = model.state_dict()
         parameters = dict(model.named_parameters())
@@ -255,6 +276,8 @@ class PackedFile:
                 target = parameters[module.weight]
                 rows = slice(None) if module.channels is None else list(module.channels)
                 target[rows] = weight.values.reshape(target[rows].shape)
+        if self.trained is not None:
+            fixed.runner = runner_of(fixed)
         return fixed
 
 
@@ -291,6 +314,7 @@ def read_packed(path: Path) -> PackedFile:
         weights=weights,
         activations={k: _grid_of(v, k, tensors) for k, v in data["activations"].items()},
         rest={k.removeprefix(_FLOAT): v for k, v in tensors.items() if k.startswith(_FLOAT)},
+        trained=data.get("trained"),
     )
 
 

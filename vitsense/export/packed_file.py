@@ -21,7 +21,7 @@ def export_packed(source: ExportSource, out: Path | None = None) -> dict[str, An
     Raises:
         UserInputError: the file cannot be written.
     """
-    path = export_path(source.run, source.key, ".safetensors", out)
+    path = export_path(source, ".safetensors", out)
     size = save_packed(path, source.fixed, source.plan, source.about)
     entry = {**entry_of(source, "safetensors", path), "size": size_json(size)}
     entry["restored"] = _agrees(source, path)

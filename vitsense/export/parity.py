@@ -14,9 +14,9 @@ from torch import Tensor
 from vitsense.export.fixed import FixedModel
 from vitsense.export.onnx_graph import write_graph
 from vitsense.export.session import Session
-from vitsense.numerics.fake_quant import fake_quantize
 from vitsense.numerics.grid import Grid
 from vitsense.observe import Visit, observing
+from vitsense.progress import NO_PROGRESS, Progress
 
 Batch = tuple[Tensor, Tensor]
 Floats = NDArray[np.float32]
@@ -35,6 +35,8 @@ class Parity:
     images: int
     same_top1: int
     """Images that get the same class."""
+    within_step: int
+    """Images of which every logit is within one step."""
     largest: float
     """Largest difference of a logit."""
     mean: float
@@ -53,32 +55,43 @@ class Parity:
         return self.same_top1 == self.images and self.largest <= self.step
 
 
-def compare(fixed: FixedModel, session: Session, batches: Sequence[Batch]) -> Parity:
+def compare(
+    fixed: FixedModel,
+    session: Session,
+    batches: Sequence[Batch],
+    progress: Progress = NO_PROGRESS,
+) -> Parity:
     """Run both on every image.
 
     Args:
         fixed: The torch model.
         session: The file.
         batches: Images and labels; -1 without label.
+        progress: Told of every batch.
     """
-    with torch.no_grad():
-        torch_logits = np.concatenate([fixed(images).numpy() for images, _ in batches])
-    file_logits = np.concatenate([session.logits(images.numpy()) for images, _ in batches])
+    mine, theirs = [], []
+    for images, _ in batches:
+        with torch.no_grad():
+            mine.append(fixed(images).numpy())
+        theirs.append(session.logits(images.numpy()))
+        progress.advance(len(images))
     labels = torch.cat([labels for _, labels in batches]).numpy()
-    return parity_of(torch_logits, file_logits, labels)
+    return parity_of(np.concatenate(mine), np.concatenate(theirs), labels)
 
 
 def parity_of(torch_logits: Floats, file_logits: Floats, labels: NDArray[Any]) -> Parity:
     """The comparison of logits `(N, classes)` with labels `(N,)`; -1 without label."""
     difference = np.abs(torch_logits - file_logits)
+    step = float(torch_logits.max() - torch_logits.min()) / 255
     mine, theirs = torch_logits.argmax(1), file_logits.argmax(1)
     known = bool((labels >= 0).all())
     return Parity(
         images=len(labels),
         same_top1=int((mine == theirs).sum()),
+        within_step=int((difference.max(1) <= step).sum()),
         largest=float(difference.max()),
         mean=float(difference.mean()),
-        step=float(torch_logits.max() - torch_logits.min()) / 255,
+        step=step,
         top1_torch=100 * float((mine == labels).mean()) if known else None,
         top1_file=100 * float((theirs == labels).mean()) if known else None,
         worst=tuple(np.argsort(-difference.max(1), kind="stable")[:WORST].tolist()),
@@ -135,34 +148,39 @@ def compare_sites(fixed: FixedModel, graph: Any, images: Tensor) -> list[SiteDif
     finally:
         del graph.graph.outputs[len(kept) :]
     found = dict(zip(names, session.run(images.numpy()), strict=True))
-    return [_difference(site, *expected[site], found[site]) for site in names]
+    return [
+        _difference(site, expected[site], fixed.rounded(site, expected[site]), grid, theirs)
+        for site, grid, theirs in ((site, fixed.activations[site], found[site]) for site in names)
+    ]
 
 
-def _seen_by_torch(fixed: FixedModel, images: Tensor) -> dict[str, tuple[Tensor, Grid]]:
+def _seen_by_torch(fixed: FixedModel, images: Tensor) -> dict[str, Tensor]:
     """The tensor of every activation site before rounding, from a quantized pass."""
-    seen: dict[str, tuple[Tensor, Grid]] = {}
+    seen: dict[str, Tensor] = {}
 
-    def keeping(site: str, grid: Grid) -> Visit:
+    def keeping(site: str) -> Visit:
         def visit(tensor: Tensor) -> Tensor:
-            seen[site] = (tensor.clone(), grid)
-            return fake_quantize(tensor, grid)
+            seen[site] = tensor.clone()
+            return fixed.rounded(site, tensor)
 
         return visit
 
     visits: Mapping[str, Visit] = fixed.visits() | {
-        site: keeping(site, grid) for site, grid in fixed.activations.items()
+        site: keeping(site) for site in fixed.activations
     }
     with torch.no_grad(), observing(fixed.model, fixed.catalog, visits):
         fixed.model(images)
     return seen
 
 
-def _difference(site: str, before: Tensor, grid: Grid, theirs: Floats) -> SiteDifference:
-    mine = fake_quantize(before, grid)
+def _difference(
+    site: str, before: Tensor, mine: Tensor, grid: Grid, theirs: Floats
+) -> SiteDifference:
     scale = grid.scale.expand(before.shape) if grid.scale.numel() > 1 else grid.scale
     steps = ((mine - torch.from_numpy(theirs)) / scale).abs()
     differing = steps > 0.5
-    codes = (before / scale)[differing]
+    shifted = before if grid.shift is None else before - grid.shift
+    codes = (shifted / scale)[differing]
     return SiteDifference(
         site=site,
         values=mine.numel(),

@@ -16,12 +16,17 @@ EXPORT_FOLDER = "export"
 """Where exported files go, inside the run folder."""
 
 
-def export_path(run: RunFolder | None, key: str, suffix: str, out: Path | None) -> Path:
+def export_path(source: ExportSource, suffix: str, out: Path | None) -> Path:
     """Where an exported file goes; its folder is made.
+
+    Files of a trained model have the training's name in theirs.
 
     Raises:
         UserInputError: there is no run and no ``out``, or the folder cannot be made.
     """
+    run, key = source.run, source.key
+    if source.fixed.trained is not None:
+        key = f"{key}-{source.fixed.trained['name']}"
     if out is None and run is None:
         raise UserInputError("Say where the exported file goes: --out FILE.")
     if out is not None and out.is_dir():
@@ -73,6 +78,7 @@ def entry_of(source: ExportSource, form: str, path: Path) -> dict[str, Any]:
     inside = source.run is not None and source.run.path in path.parents
     return {
         "model": source.key,
+        "trained": None if source.fixed.trained is None else dict(source.fixed.trained),
         "format": form,
         "file": str(path.relative_to(source.run.path)) if inside and source.run else str(path),
         "bytes": path.stat().st_size,

@@ -109,7 +109,7 @@ def source_of_run(
     fixed = fix_model(loaded.module, catalog, chosen, batches, quant, fallback=fallback)
     return ExportSource(
         key=key,
-        about=_about(loaded, record, requests[number]),
+        about=about_of(loaded, settings, requests[number]["name"]),
         plan=chosen,
         fixed=fixed,
         preprocessing=loaded.preprocessing,
@@ -143,7 +143,7 @@ def source_of_file(
         plan=packed.plan,
         fixed=fixed,
         preprocessing=preprocessing,
-        held_back=_drawn_again(about, data),
+        held_back=drawn_again(about, data),
         run=None,
     )
 
@@ -219,13 +219,11 @@ def _images(record: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
     return calibration, held_back
 
 
-def _about(
-    loaded: LoadedModel, record: Mapping[str, Any], request: Mapping[str, Any]
-) -> dict[str, Any]:
-    settings = record["settings"]
+def about_of(loaded: LoadedModel, settings: Mapping[str, Any], requested: str) -> dict[str, Any]:
+    """What a packed file says about a model; ``settings`` say how its images were drawn."""
     return {
         "key": loaded.key,
-        "requested": request["name"],
+        "requested": requested,
         "name": loaded.resolved.name,
         "source": loaded.resolved.source.value,
         "num_classes": loaded.num_classes,
@@ -242,8 +240,8 @@ def _preprocessing(stored: Mapping[str, Any]) -> Preprocessing:
     return Preprocessing(**values)
 
 
-def _drawn_again(about: Mapping[str, Any], data: str | None) -> ImageSet | None:
-    """The evaluation images of the run the file comes from, if the same data is at hand."""
+def drawn_again(about: Mapping[str, Any], data: str | None) -> ImageSet | None:
+    """The evaluation images of the run that a model comes from, if the same data is at hand."""
     if data is None and not about["generated_images"]:
         return None
     draw = about["draw"]

@@ -31,10 +31,11 @@ def dequantize(codes: Tensor, grid: Grid) -> Tensor:
 
     Source: Jacob et al. 2018, eq. 1.
     """
-    return (codes - grid.zero_point) * grid.scale
+    values = (codes - grid.zero_point) * grid.scale
+    return values if grid.shift is None else values + grid.shift
 
 
-def fake_quantize(x: Tensor, grid: AnyGrid) -> Tensor:
+def fake_quantize(x: Tensor, grid: AnyGrid, *, divide: bool = False) -> Tensor:
     """``x`` rounded to the grid, `x.shape` and the type of ``x``, whatever the format.
 
     Integers: `dequantize` of `quantize`, equal in every bit to
@@ -44,21 +45,30 @@ def fake_quantize(x: Tensor, grid: AnyGrid) -> Tensor:
     end of the grid without a word); float64 stays float64 throughout (torch's per-tensor kernel
     rounds the result to float32). The gradient is that of rounding, 0.
 
+    Args:
+        x: Any floating-point tensor.
+        grid: Of any format.
+        divide: Of integers: x / scale, as the ONNX operator QuantizeLinear is defined, in place of
+            the product with the reciprocal. Both differ in the last bit, which changes the code of
+            values in the middle between two.
+
     Raises:
         UserInputError: the grid was made for a tensor of another shape.
     """
     if not isinstance(grid, Grid):
         return grid.fake_quantize(x)
-    codes = _codes(x, grid)
-    return codes.sub_(grid.zero_point).mul_(grid.scale).to(x.dtype)
+    values = _codes(x, grid, divide=divide).sub_(grid.zero_point).mul_(grid.scale)
+    if grid.shift is not None:
+        values.add_(grid.shift)
+    return values.to(x.dtype)
 
 
 def rounding_error_in_steps(x: Tensor, grid: Grid, *, work: Tensor, out: Tensor) -> Tensor:
     """`fake_quantize` of ``x`` minus ``x``, divided by the scale, `x.shape`, written into ``out``.
 
-    For a grid with one scale. Half the passes of the difference: the zero point moves the ends of
-    the grid instead of every value, nothing is allocated, and the scale is left to the caller, who
-    can apply it to a sum.
+    For a grid with one scale and no shift. Half the passes of the difference: the zero point moves
+    the ends of the grid instead of every value, nothing is allocated, and the scale is left to the
+    caller, who can apply it to a sum.
 
     Args:
         x: float32 or float64.
@@ -72,11 +82,12 @@ def rounding_error_in_steps(x: Tensor, grid: Grid, *, work: Tensor, out: Tensor)
     return out.clamp_(form.qmin - zero, form.qmax - zero).sub_(work)
 
 
-def _codes(x: Tensor, grid: Grid) -> Tensor:
+def _codes(x: Tensor, grid: Grid, *, divide: bool = False) -> Tensor:
     """Codes as a new floating-point tensor: six passes in place cost less than four that copy."""
     # bfloat16 and float16 cannot hold a code and a half: they are rounded in float32
     x = x if x.dtype is torch.float64 else x.float()
-    codes = x * (1.0 / grid.scale)
+    shifted = x if grid.shift is None else x - grid.shift
+    codes = shifted / grid.scale if divide else shifted * (1.0 / grid.scale)
     if codes.shape != x.shape:
         raise UserInputError(
             f"A grid with scales of shape {tuple(grid.scale.shape)} does not fit a tensor of shape "

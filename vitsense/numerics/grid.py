@@ -143,24 +143,31 @@ Granularity = PerTensor | PerChannel | PerHead | PerGroup
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """The real numbers a format can hold: ``scale * (code - zero_point)``."""
+    """The real numbers a format can hold: ``scale * (code - zero_point) + shift``."""
 
     format: Format
     scale: Tensor
     """Step between neighbours, float32, broadcastable against the tensor."""
     zero_point: Tensor
     """Code of zero, float32 whole numbers, same shape as ``scale``."""
+    shift: Tensor | None = None
+    """Added to every number, float32, shape of ``scale``; None for grids that hold zero. Offsets
+    that training found are no multiple of the step, and half-integer levels are none either."""
 
     @property
     def low(self) -> Tensor:
         """Smallest number on the grid."""
-        return self.scale * (self.format.qmin - self.zero_point)
+        return self._shifted(self.scale * (self.format.qmin - self.zero_point))
 
     @property
     def high(self) -> Tensor:
         """Largest number on the grid."""
-        return self.scale * (self.format.qmax - self.zero_point)
+        return self._shifted(self.scale * (self.format.qmax - self.zero_point))
 
     def to(self, device: torch.device) -> Grid:
         """The same grid on another device."""
-        return Grid(self.format, self.scale.to(device), self.zero_point.to(device))
+        shift = None if self.shift is None else self.shift.to(device)
+        return Grid(self.format, self.scale.to(device), self.zero_point.to(device), shift)
+
+    def _shifted(self, values: Tensor) -> Tensor:
+        return values if self.shift is None else values + self.shift

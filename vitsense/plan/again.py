@@ -24,7 +24,7 @@ from vitsense.plan.solve import (
     planable_modules,
     solve,
 )
-from vitsense.settings import Part
+from vitsense.settings import Granule, Part
 
 if TYPE_CHECKING:
     from vitsense.runfolder import RunFolder
@@ -60,11 +60,9 @@ def plan_again(
     wanted = Budget.parse(budget)
     setting = _setting(run, model, pins or {}, keep_default_pins=keep_default_pins, tie=tie)
     latency = None if profile is None else LatencyProfile.load(profile)
-    solved = solve(replace(setting.problem, profile=latency), wanted, setting.curve)
+    setting = replace(setting, problem=replace(setting.problem, profile=latency))
+    solved = solve(setting.problem, wanted, setting.curve)
     made = setting.plan(solved, wanted)
-    if latency is not None:
-        said = _latency(setting.problem, latency, solved.formats)
-        made = replace(made, provenance={**made.provenance, "latency": said})
     path = out or setting.path
     made.save(path)
     return made, path
@@ -180,6 +178,8 @@ def _setting(
     sensitivity = planable_cells(sensitivity, part)
     modules = planable_modules(modules, part)
     free = make_problem(modules, sensitivity, entry["params"], pins={}, part=part)
+    granule = record["settings"]["quant"].get("weight_granularity")
+    per_tensor = granule == Granule.TENSOR.value
     fixed = default_pins(modules, free.divergence) if keep_default_pins else {}
     problem = make_problem(
         modules,
@@ -188,6 +188,7 @@ def _setting(
         pins={**fixed, **pins},
         ties=tie_groups(modules, tie) if tie else (),
         part=part,
+        per_tensor=per_tensor,
     )
     return _Setting(
         record=record,
@@ -197,21 +198,6 @@ def _setting(
         curve=DropModel(**entry["drop_model"]),
         path=run.plan_path(None if key == next(iter(entries)) else key),
     )
-
-
-def _latency(
-    problem: Problem, profile: LatencyProfile, formats: Mapping[str, str]
-) -> dict[str, Any]:
-    """The plan's latency, and whether it is an estimate."""
-    rows = problem.modules[["module", "params", "macs"]].to_dict("records")
-    total = sum(
-        profile.milliseconds(
-            str(row["module"]), int(row["params"]), int(row["macs"]), formats[str(row["module"])]
-        )
-        for row in rows
-    )
-    kind = "estimate" if profile.is_estimate else "measured per module"
-    return {"profile": profile.name, "ms": total, "kind": kind}
 
 
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,8 @@ class Cost:
     """Mean bits of a quantized weight, with its share of block scales (where activations alone are
     quantized: of their formats, weighted by the same)."""
     size_mb: float
-    """Everything that is stored, in 10^6 bytes: weights, one scale per output channel, the rest
-    of the parameters in float."""
+    """Everything that is stored, in 10^6 bytes: weights, one scale per output channel (or per
+    tensor), the rest of the parameters in float."""
     bitops_g: float
     """10^9 bit operations of one image: multiply-accumulates times both operands' bits."""
 
@@ -36,13 +36,14 @@ def cost_of(
     bits: Mapping[str, FormatLike],
     total_params: int,
     part: Part = Part.BOTH,
+    per_tensor: bool = False,
 ) -> Cost:
     """The cost of giving every module of ``modules`` (one model's ``modules.csv``) its format.
 
     Modules that are not in ``bits`` (bits of integers, or names of formats) stay in float. The
     scales of blocks count to the bits of a weight, those of channels and tensors to the size only;
     a bit operation is one of elements. With ``part`` weights or activations, the other operand
-    stays in float.
+    stays in float. With ``per_tensor`` a weight has one scale.
 
     Source: bit operations as in HAWQ-V3 (Yao et al. 2021, section 3.3), MACs x bits x bits.
     """
@@ -56,7 +57,7 @@ def cost_of(
         form = format_of(bits[name])
         weights += int(params)
         stored += weight_bits(form, int(params), shape)
-        scales += form.wide_scales(shape_of(shape))
+        scales += form.wide_scales(shape_of(shape), per_tensor)
         bitops += int(macs) * operation_bits(form, part)
     size = stored + FLOAT_BITS * (scales + total_params - weights)
     if part is Part.ACTIVATIONS:

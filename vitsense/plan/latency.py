@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,10 @@ class LatencyProfile:
     """Of every module, microseconds."""
     measured: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Module -> format -> milliseconds."""
+    rest_ms: float = 0.0
+    """Of everything that is no module (normalization, softmax, copies)."""
+    model: str = ""
+    """Key of the model that was measured."""
 
     @property
     def is_estimate(self) -> bool:
@@ -49,9 +53,13 @@ class LatencyProfile:
 
         Raises:
             InputMissingError: no such file.
-            UserInputError: a value is missing or not positive.
+            UserInputError: a value is missing or not positive, or measuring was interrupted.
         """
         data = read_json(path, PROFILE_SCHEMA)
+        if data.get("status", "complete") != "complete":
+            raise UserInputError(
+                f"{path} is not finished; the vitsense profile command that began it continues."
+            )
         try:
             rates = {int(bits): float(rate) for bits, rate in data.get("tera_macs", {}).items()}
             profile = cls(
@@ -63,6 +71,8 @@ class LatencyProfile:
                     str(name): {str(k): float(v) for k, v in row.items()}
                     for name, row in data.get("measured", {}).items()
                 },
+                rest_ms=float(data.get("rest_ms", 0.0)),
+                model=str(data.get("model", {}).get("key", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserInputError(
@@ -85,13 +95,73 @@ class LatencyProfile:
             return known
         rate = next((self.tera_macs[b] for b in sorted(self.tera_macs) if b >= form.bits), None)
         if rate is None:
-            raise UserInputError(
-                f"The profile {self.name} says nothing about {module} in {form.name}: add it to "
-                "measured, or give tera_macs of that many bits or more."
-            )
+            raise UserInputError(self._silent([f"{module} in {form.name}"]))
         compute = macs / (rate * 1e12)
         traffic = params * form.effective_bits / 8 / (self.bandwidth_gb * 1e9)
         return 1e3 * max(compute, traffic) + 1e-3 * self.overhead_us
+
+    def total(self, modules: Iterable[Mapping[str, Any]], formats: Mapping[str, str]) -> float:
+        """Milliseconds of a whole model, for one image: its modules and the rest.
+
+        Args:
+            modules: Rows with ``module``, ``params`` and ``macs``.
+            formats: Module -> format; one that is not named is in float, and counts where float
+                was measured.
+
+        Raises:
+            UserInputError: the profile says nothing about some module; all of them are counted.
+        """
+        rows = {str(row["module"]): row for row in modules}
+        quantized = self.times((rows[name], formats[name]) for name in rows if name in formats)
+        floats = (self.measured.get(n, {}).get("float", 0.0) for n in rows if n not in formats)
+        return self.rest_ms + sum(quantized) + sum(floats)
+
+    def times(self, choices: Iterable[tuple[Mapping[str, Any], FormatLike]]) -> list[float]:
+        """Milliseconds of modules (rows as in `total`), each in a format.
+
+        Raises:
+            UserInputError: the profile says nothing about some of them; all are counted.
+        """
+        wanted = list(choices)
+        self.check((str(row["module"]), like) for row, like in wanted)
+        return [
+            self.milliseconds(str(row["module"]), int(row["params"]), int(row["macs"]), like)
+            for row, like in wanted
+        ]
+
+    def prediction(
+        self, modules: Iterable[Mapping[str, Any]], formats: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """`total` with the profile's name and whether it is an estimate, plain values."""
+        return {
+            "profile": self.name,
+            "ms": self.total(modules, formats),
+            "kind": "estimate" if self.is_estimate else "measured per module",
+        }
+
+    def check(self, needed: Iterable[tuple[str, FormatLike]]) -> None:
+        """Refuse a profile that lacks some of the modules in the formats, as another model's does.
+
+        Raises:
+            UserInputError: naming the first and counting the others.
+        """
+        widest = max(self.tera_macs, default=0)
+        lacking = [
+            f"{name} in {form.name}"
+            for name, form in ((name, format_of(like)) for name, like in needed)
+            if form.name not in self.measured.get(name, {}) and form.bits > widest
+        ]
+        if lacking:
+            raise UserInputError(self._silent(lacking))
+
+    def _silent(self, lacking: list[str]) -> str:
+        others = f" and {len(lacking) - 1} others" if len(lacking) > 1 else ""
+        model = f" (it was measured for {self.model})" if self.model else ""
+        return (
+            f"The profile {self.name}{model} says nothing about {lacking[0]}{others}: measure "
+            "them with vitsense profile --model NAME --formats NAMES, or give tera_macs of that "
+            "many bits or more."
+        )
 
 
 def _check(profile: LatencyProfile, path: Path) -> None:
@@ -99,5 +169,7 @@ def _check(profile: LatencyProfile, path: Path) -> None:
     values += [v for row in profile.measured.values() for v in row.values()]
     if not values or any(not v > 0 for v in values):
         raise UserInputError(f"{path}: every rate and time must be a positive number.")
+    if profile.rest_ms < 0:
+        raise UserInputError(f"{path}: rest_ms is {profile.rest_ms:g}; it must not be negative.")
     if profile.tera_macs and not profile.bandwidth_gb > 0:
         raise UserInputError(f"{path}: tera_macs needs bandwidth_gb, a positive number.")

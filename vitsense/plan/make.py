@@ -32,6 +32,9 @@ def make_plan(
         for row in problem.modules.to_dict("records")
     )
     prediction = asdict(assignment.prediction)
+    if problem.profile is not None:
+        rows = problem.modules.to_dict("records")
+        provenance = {**provenance, "latency": problem.profile.prediction(rows, assignment.formats)}
     return Plan(
         modules=modules,
         model=dict(model),

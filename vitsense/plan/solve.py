@@ -43,6 +43,8 @@ class Problem:
     """What is quantized."""
     profile: LatencyProfile | None = None
     """For a budget of latency."""
+    per_tensor: bool = False
+    """Whether a weight has one scale, in place of one for each output channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ def make_problem(
     pins: Mapping[str, FormatLike] | None = None,
     ties: Sequence[Sequence[str]] = (),
     part: Part = Part.BOTH,
+    per_tensor: bool = False,
 ) -> Problem:
     """Gather the measured cells of one model into a problem.
 
@@ -87,6 +90,7 @@ def make_problem(
             bits.
         ties: Groups of modules that must have equal formats.
         part: What the plan quantizes; the rest stays in float.
+        per_tensor: Whether a weight has one scale.
 
     Raises:
         MeasurementError: a module has no measured width.
@@ -132,6 +136,7 @@ def make_problem(
         pins=chosen,
         ties=ties,
         part=part,
+        per_tensor=per_tensor,
     )
 
 
@@ -228,6 +233,7 @@ def _infeasible(table: _Table, budget: Budget, model: DropModel) -> str:
     if budget.kind is BudgetKind.LATENCY_MS:
         times = table.latency()
         least_ms = sum(times[table._owner == i].min() for i in range(len(table.problem.modules)))
+        least_ms += table.rest_ms
     else:
         least_ms = 0.0
     least = {
@@ -266,7 +272,9 @@ class _Table:
             [weight_bits(f, int(p), s) for f, p, s in zip(forms, params, shapes, strict=True)],
             dtype=np.float64,
         )
-        scales = np.array([f.wide_scales(shape_of(s)) for f, s in zip(forms, shapes, strict=True)])
+        one = problem.per_tensor
+        pairs = zip(forms, shapes, strict=True)
+        scales = np.array([form.wide_scales(shape_of(shape), one) for form, shape in pairs])
         self._owner, self._bits = owner, bits
         names = sorted({form.name for form in forms})
         self._codes = np.array([1.0 + names.index(form.name) for form in forms])
@@ -312,25 +320,23 @@ class _Table:
         if budget.kind is BudgetKind.BITOPS_G:
             return [(self._bitops, budget.value + slack)]
         if budget.kind is BudgetKind.LATENCY_MS:
-            return [(self.latency(), budget.value + slack)]
+            return [(self.latency(), budget.value - self.rest_ms + slack)]
         return [(self.kl, min(model.kl_at(budget.value), 1e6))]
+
+    @property
+    def rest_ms(self) -> float:
+        """Milliseconds that no choice changes."""
+        return 0.0 if self.problem.profile is None else self.problem.profile.rest_ms
 
     def latency(self) -> NDArray[np.float64]:
         """Milliseconds of every choice, by the problem's profile."""
         profile = self.problem.profile
         if profile is None:
             raise UserInputError(
-                "A budget of latency-ms needs a latency profile: vitsense plan --profile FILE."
+                "A budget of latency-ms needs --profile FILE; vitsense profile measures one."
             )
-        rows = self.problem.modules[["module", "params", "macs"]].to_dict("records")
-        return np.array(
-            [
-                profile.milliseconds(
-                    str(rows[i]["module"]), int(rows[i]["params"]), int(rows[i]["macs"]), width
-                )
-                for i, width in self._choices
-            ]
-        )
+        rows = self.problem.modules.to_dict("records")
+        return np.array(profile.times((rows[i], width) for i, width in self._choices))
 
     def extreme(self, pick: np.ufunc | object) -> NDArray[np.int64]:
         """Column numbers with the narrowest (``np.argmin``) or widest (``np.argmax``) widths."""
@@ -357,7 +363,7 @@ def assignment_of(problem: Problem, bits: Mapping[str, FormatLike], model: DropM
     """Cost and prediction of bits or formats that were chosen elsewhere."""
     return Assignment(
         formats={name: format_of(like).name for name, like in bits.items()},
-        cost=cost_of(problem.modules, bits, problem.total_params, problem.part),
+        cost=cost_of(problem.modules, bits, problem.total_params, problem.part, problem.per_tensor),
         prediction=model.predict(summed_divergence(problem, bits)),
     )
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from vitsense.checkpoints import weights_digest
 from vitsense.discover import find_sites
 from vitsense.errors import MeasurementError, SiteMismatchError, UserInputError
-from vitsense.numerics.grid import Format
+from vitsense.numerics.grid import Format, Grid
 from vitsense.observe.lasting import Intercepted
 from vitsense.plan.plan import ModulePlan, Plan
 from vitsense.qat.calibrate import activation_quantizer, calibrate, weight_quantizer
 from vitsense.qat.operations import QuantizedOperations, rows_of
 from vitsense.qat.quantizers import FixedQuantizer, LearnedQuantizer, Quantizer
+from vitsense.qat.rounding import Rounding
 from vitsense.qat.settings import QatSettings
 from vitsense.settings import Granule
 from vitsense.sites import Site, SiteCatalog, SiteModule
@@ -210,6 +211,35 @@ def convert(model: QuantizedModel) -> QuantizedModel:
     return converted.requires_grad_(False).eval()
 
 
+def on_fixed_grids(
+    model: nn.Module,
+    modules: tuple[SiteModule, ...],
+    grids: Mapping[str, Grid],
+    *,
+    share_inputs: bool = False,
+) -> QuantizedModel:
+    """What `convert` gave, from its parts: a model whose weights are on their grids, and grids.
+
+    Args:
+        model: Its weights are already rounded; it is copied.
+        modules: The planned ones.
+        grids: By site id; zero points are 0.
+        share_inputs: As in the settings that were trained with.
+    """
+    common: dict[tuple[str, int], Quantizer] = {}
+    found: dict[str, Quantizer] = {}
+    for site in (site for module in modules for site in module.sites if site.id in grids):
+        grid = grids[site.id]
+        shared = (site.tensor, grid.format.bits)
+        if share_inputs and shared in common:
+            found[site.id] = common[shared]
+            continue
+        like = Quantizer(grid.format, Rounding(grid.format.qmin, grid.format.qmax))
+        found[site.id] = common[shared] = FixedQuantizer(like, grid.scale, grid.shift)
+    made = QuantizedModel(model, modules, found)
+    return made.requires_grad_(False).eval()
+
+
 def _prepared(
     model: nn.Module,
     plan: Plan,
@@ -241,7 +271,7 @@ def _prepared(
             weight = seen.derived.get(module.name)
             if weight is None and module.weight is not None:
                 weight = parameters[module.weight][rows_of(module)]
-            for site, bits in _rounded_sites(module, planned[module.name]):
+            for site, bits in rounded_sites(module, planned[module.name]):
                 shared = (site.tensor, bits) if settings.share_inputs else None
                 if shared in common:
                     made = common[shared]
@@ -301,7 +331,7 @@ def _settled(settings: QatSettings, plan: Plan) -> QatSettings:
     return replace(settings, weight_granularity=granule, per_head=per_head)
 
 
-def _rounded_sites(module: SiteModule, entry: ModulePlan) -> Iterator[tuple[Site, int]]:
+def rounded_sites(module: SiteModule, entry: ModulePlan) -> Iterator[tuple[Site, int]]:
     """The sites of a module that the plan rounds, with their widths."""
     for site in module.sites:
         form = entry.weight if site.is_weight else entry.activation

@@ -119,6 +119,14 @@ def first_record(
             "num_classes": model.num_classes,
             "params": model.params,
         },
+        "origin": {
+            "name": request.model.name,
+            "checkpoint": None
+            if request.model.checkpoint is None
+            else str(request.model.checkpoint),
+            "weights": request.model.weights.value,
+            "eval_calibration": request.eval_calibration,
+        },
         "plan": {
             "budget": plan.budget,
             "bits": plan.bits,

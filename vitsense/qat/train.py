@@ -138,6 +138,7 @@ def _status_kept(job: _Job, folder: TrainingFolder) -> Iterator[None]:
     """Write how the training ended, whatever ended it."""
     if job.main:
         folder.write_record(job.record)
+        job.request.plan.save(folder.plan_path)
     try:
         yield
     except BaseException as error:

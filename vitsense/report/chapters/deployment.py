@@ -38,7 +38,7 @@ def deployment(source: Source, model: str) -> Section | None:
             reading=(
                 "Files of ONNX were run by onnxruntime on images that had no part in the "
                 "calibration. A step is the range of the logits by 255. Latency: medians of runs "
-                "in turn, one image, one thread, quartiles in brackets."
+                "in turn (processor time), one image, one thread, quartiles in brackets."
             ),
         )
     )
@@ -64,6 +64,14 @@ def _compared(entry: Mapping[str, Any]) -> list[Block]:
             f"({steps:.2g} steps).",
         )
     ]
+    trained = entry.get("trained")
+    if trained:
+        blocks.append(
+            Words(
+                text=f"{entry['file']} is the trained model {trained['name']} "
+                f"({trained['checkpoint']}), on the grids that training found."
+            )
+        )
     first = entry["first_difference"]
     if first is not None:
         blocks.append(
@@ -75,7 +83,30 @@ def _compared(entry: Mapping[str, Any]) -> list[Block]:
         blocks.append(
             Words(text=f"{len(wider)} sites have no ONNX type of their own: {'; '.join(notes)}.")
         )
+    if entry.get("by_itself", 0.0) > parity["step"] / 100:
+        settings = ", ".join(f"{key}={value}" for key, value in entry["session"].items())
+        blocks.append(
+            Words(
+                text="By itself onnxruntime rounds some inputs to 8 bits once more, which changes "
+                f"logits by up to {short(entry['by_itself'])}; with the session setting {settings} "
+                "it computes what the file says, and so it was compared."
+            )
+        )
+    blocks += _predicted(entry.get("latency") or {})
     return blocks
+
+
+def _predicted(latency: Mapping[str, Any]) -> list[Block]:
+    """What a latency profile predicted, beside what was measured."""
+    said = latency.get("predicted")
+    if not said:
+        return []
+    return [
+        Words(
+            text=f"Predicted latency: {said['ms']:.2f} ms for one image ({said['kind']}; "
+            f"{said['profile']}); measured: {latency['quantized_ms']['median']:.2f} ms."
+        )
+    ]
 
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
