@@ -22,7 +22,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from vitsense.export import onnx_graph  # noqa: E402
-from vitsense.export.parity import compare, compare_sites  # noqa: E402
+from vitsense.export.parity import arithmetic_of, compare, compare_sites  # noqa: E402
 from vitsense.export.session import Session, latencies  # noqa: E402
 
 
@@ -118,6 +118,15 @@ def test_files_are_timed_in_turn(exported: Any) -> None:
     first, second = latencies([session, session], images(1).numpy(), runs=5, warmup=1)
     assert first.runs == second.runs == 5
     assert 0 < first.low <= first.median <= first.high
+
+
+def test_the_torch_model_is_compared_with_itself_in_double_precision() -> None:
+    fixed, _ = fixed_model("resnet", (8,))
+    batch = (images(4), torch.full((4,), -1))
+    found = arithmetic_of(fixed, [batch])
+    assert found.images == found.same_top1 == 4
+    assert 0 < found.largest < 0.05 * np.ptp(logits(fixed).numpy())
+    assert next(fixed.model.parameters()).dtype is torch.float32
 
 
 def test_parity_counts_classes_and_measures_logits() -> None:

@@ -41,7 +41,9 @@ def _standardized() -> nn.Module:
 MODELS = {**BUILDERS, "standardized": _standardized}
 SETTINGS = {
     "lsq+": QatSettings(offsets=Offsets.ALWAYS, step_gradient=StepGradient.LSQ),
-    "statsq": QatSettings(weights=WeightMethod.STATISTIC, step_gradient=StepGradient.LSQ),
+    "statsq": QatSettings(
+        weights=WeightMethod.STATISTIC, step_gradient=StepGradient.LSQ, offsets=Offsets.ALWAYS
+    ),
     "per head": QatSettings(
         per_head=True, weight_granularity=Granule.TENSOR, offsets=Offsets.ALWAYS, share_inputs=True
     ),
@@ -101,7 +103,7 @@ def test_a_packed_file_restores_it_bit_for_bit(case: Any, tmp_path: Path) -> Non
     assert torch.equal(logits(back), logits(convert(made)))
 
 
-@pytest.mark.parametrize(("name", "settings"), CASES[1:3], ids="-".join)
+@pytest.mark.parametrize(("name", "settings"), CASES[3:], ids=["statsq"])
 def test_onnxruntime_computes_on_the_trained_grids(name: str, settings: str) -> None:
     pytest.importorskip("onnxscript")
     from vitsense.export import onnx_graph
@@ -118,7 +120,8 @@ def test_onnxruntime_computes_on_the_trained_grids(name: str, settings: str) -> 
     assert np.median(np.abs(mine - theirs).max(1)) < 1e-4 * np.ptp(mine)
     sites = compare_sites(fixed, graph, images(2))
     shifted = {key for key, grid in fixed.activations.items() if grid.shift is not None}
-    assert shifted & {site.site for site in sites} or settings == "statsq"
+    assert shifted & {site.site for site in sites}
+    assert all(weight.grid.shift is not None for weight in fixed.weights.values())
     first = next((site for site in sites if site.differing), None)
     assert first is None or "middle between two codes" in first.explanation
 
@@ -167,17 +170,6 @@ def test_a_training_is_exported_by_its_folder_or_checkpoint(folder: Path, which:
         assert torch.equal(restored(packed)(images(3)), trained(images(3)))
 
 
-def test_its_onnx_file_is_compared_with_the_trained_model(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("onnxscript")
-    assert _export(folder, "--images", "8", "--runs", "0", "--json", form="onnx") == 0
-    entry = json.loads(capsys.readouterr().out)["export"]
-    assert entry["trained"]["name"] == "short"
-    assert entry["parity"]["images"] == 8
-    assert entry["parity"]["same_top1"] >= 7
-
-
 def test_a_checkpoint_of_another_plan_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,7 +186,9 @@ def test_a_checkpoint_of_another_plan_is_refused(
     (folder / "qat.json").write_text(json.dumps(record))
     assert _export(folder, "--plan", "other.json") == 2
     assert "the state [-8, 7]" in capsys.readouterr().err
-    wide = replace(own, modules=tuple(replace(m, activation="uint8") for m in own.modules))
+    wide = replace(
+        own, modules=tuple(replace(m, weight="int4", activation="uint8") for m in own.modules)
+    )
     record["plan"]["bits"] = wide.bits
     (folder / "qat.json").write_text(json.dumps(record))
     wide.save(Path("wide.json"))

@@ -61,6 +61,7 @@ def test_the_chapter_says_how_files_agree_and_where_they_begin_to_differ(tmp_pat
 def test_a_trained_file_its_prediction_and_the_session_it_needs(tmp_path: Path) -> None:
     entry = _entry(by_itself=0.25, session={"session.key": "1"})
     entry["trained"] = {"name": "vvtq", "checkpoint": "best.safetensors"}
+    entry["arithmetic"] = {"images": 64, "same_top1": 62, "within_step": 60, "largest": 0.5}
     said = {"ms": 1.75, "kind": "measured per module", "profile": "my machine"}
     entry["latency"] = {**entry["latency"], "predicted": said}
     found = _chapter(tmp_path, [entry])
@@ -69,6 +70,7 @@ def test_a_trained_file_its_prediction_and_the_session_it_needs(tmp_path: Path) 
     assert "trained model vvtq (best.safetensors)" in words
     assert "Predicted latency: 1.75 ms for one image (measured per module; my machine)" in words
     assert "measured: 2.00 ms" in words
+    assert "in double precision: 62 of 64 images get the same class" in words
     assert "up to 0.25; with the session setting session.key=1" in words
 
 

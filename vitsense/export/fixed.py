@@ -113,7 +113,7 @@ class FixedModel(nn.Module):
 
 
 def _given(values: Tensor) -> Visit:
-    return lambda _tensor: values
+    return lambda tensor: values.to(tensor.dtype)  # float64 where the model computes so
 
 
 def runner_of(fixed: FixedModel) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 
 from vitsense.export.onnx_graph import float_graph, need_onnx, quantized_graph, write_graph
 from vitsense.export.onnx_types import DEFAULT_OPSET, Prefer, Stored, stored_types
-from vitsense.export.parity import SiteDifference, compare, compare_sites
+from vitsense.export.parity import SiteDifference, arithmetic_of, compare, compare_sites
 from vitsense.export.record import entry_of, export_path, keep_export, record_path
 from vitsense.export.session import EXACT, Session, latencies, versions
 from vitsense.export.source import ExportSource
@@ -87,10 +87,14 @@ def export_onnx(
         "parity": {**asdict(parity), "identical": parity.identical},
         "first_difference": _first(sites),
         "compared_sites": {"images": len(worst), "sites": len(sites)},
+        "arithmetic": None,
         "session": dict(EXACT),
         "by_itself": _by_itself(raw, session, batches[0][0]),
         "latency": None,
     }
+    if not parity.identical:
+        progress.note(f"{source.key}: comparing the torch model with itself in double precision")
+        entry["arithmetic"] = asdict(arithmetic_of(source.fixed, batches))
     if options.runs:
         progress.note(f"{source.key}: timing")
         entry["latency"] = _timed(source, session, image, options) | {"predicted": predicted}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,44 @@ def compare(
         progress.advance(len(images))
     labels = torch.cat([labels for _, labels in batches]).numpy()
     return parity_of(np.concatenate(mine), np.concatenate(theirs), labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arithmetic:
+    """The torch model against itself in double precision: what rounding of sums alone changes.
+
+    Where values are rounded to few levels, one that lies between two of them is moved by a whole
+    step when the last bit of a sum changes, and the layers behind amplify it. No file can agree
+    better with the model than the model with itself.
+    """
+
+    images: int
+    same_top1: int
+    within_step: int
+    """Images of which every logit is within one step of the logits at 8 bits."""
+    largest: float
+    """Largest difference of a logit."""
+
+
+def arithmetic_of(fixed: FixedModel, batches: Sequence[Batch]) -> Arithmetic:
+    """Run the torch model in both precisions on every image."""
+    wide = FixedModel(
+        copy.deepcopy(fixed.model).double(),
+        fixed.catalog,
+        fixed.weights,
+        fixed.activations,
+        trained=fixed.trained,
+    )
+    with torch.no_grad():
+        single = np.concatenate([fixed(images).numpy() for images, _ in batches])
+        double = np.concatenate([wide(images.double()).float().numpy() for images, _ in batches])
+    found = parity_of(single, double, np.full(len(single), -1))
+    return Arithmetic(
+        images=found.images,
+        same_top1=found.same_top1,
+        within_step=found.within_step,
+        largest=found.largest,
+    )
 
 
 def parity_of(torch_logits: Floats, file_logits: Floats, labels: NDArray[Any]) -> Parity:

@@ -77,6 +77,16 @@ def _compared(entry: Mapping[str, Any]) -> list[Block]:
         blocks.append(
             Words(text=f"The first difference is at {first['site']}: {first['explanation']}.")
         )
+    own = entry.get("arithmetic")
+    if own:
+        blocks.append(
+            Words(
+                text="For comparison, the torch model with itself in double precision: "
+                f"{own['same_top1']} of {own['images']} images get the same class, logits differ "
+                f"by at most {short(own['largest'])}. Where few levels are left, the last bit of a "
+                "sum decides between two of them, and no file can agree better than that."
+            )
+        )
     wider = [site for site in entry["sites"] if site["note"]]
     if wider:
         notes = sorted({site["note"] for site in wider})
