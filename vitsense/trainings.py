@@ -27,7 +27,8 @@ class TrainingFolder:
     step, evaluation and look at the weights (its ``kind``); ``movement.csv`` how each module's
     weight moved; ``sensitivities.csv`` what each module alone costs before and after;
     ``weights.npz`` histograms of latent weights; ``last.safetensors`` and ``best.safetensors`` the
-    trained model; ``plan.json`` the plan it was trained for; ``resume.pt`` what an interrupted training needs.
+    trained model; ``plan.json`` the plan it was trained for; ``resume.pt`` what an interrupted
+    training needs.
     """
 
     path: Path
