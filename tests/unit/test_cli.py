@@ -23,7 +23,8 @@ from vitsense.errors import (
 )
 
 COMMANDS = (
-    "analyze", "report", "plan", "qat", "distill", "export", "import", "demo",
+    "analyze", "report", "plan",
+    "profile", "qat", "distill", "export", "import", "demo",
     "models", "env", "completion",
 )  # fmt: skip
 HEAVY = (

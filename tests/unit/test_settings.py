@@ -122,6 +122,7 @@ def test_every_setting_is_compared_or_known_to_change_no_number() -> None:
     """A new setting must be thought about here."""
     assert set(SETTINGS.to_json()) == set(CHANGES) | {
         "budget",
+        "profile",
         "refine",
         "refine_images",
         "device",
