@@ -315,8 +315,9 @@ def _sensitivities(folder: TrainingFolder) -> Table | None:
         reading=(
             f"Divergence of the class probabilities on {rows[0]['n']} evaluation images when one "
             "module alone is rounded, from the full precision of the same latent weights: before "
-            "training on first grids, after it on learned ones. The rows with the largest values "
-            "are shown; all are in sensitivities.csv."
+            "training on first grids, after it on learned ones. Training fits modules to each "
+            "other's rounding, so one alone may cost more than before while the whole costs less. "
+            "The rows with the largest values are shown; all are in sensitivities.csv."
         ),
     )
 
