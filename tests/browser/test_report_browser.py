@@ -17,7 +17,7 @@ import pytest
 from report_fixture import HOSTILE, make_run
 
 from vitsense.plan.again import plan_at
-from vitsense.report import compose, write_report
+from vitsense.report import compose, write_comparison, write_report
 from vitsense.report.document import Document
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -389,3 +389,74 @@ def test_one_and_four_models_fit(browser: Any, tmp_path: Path, count: int) -> No
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator(".model-section").count() == count
     page.close()
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page that compares two runs of a model; some modules diverge more in the second."""
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [make_run(folder / name, 12, ["vit"], hostile=True) for name in ("a", "b")]
+    table = runs[1].table("sensitivity")
+    chosen = table["module"].isin(sorted(set(table["module"]))[:4])
+    table.loc[chosen, ["kl", "kl_low", "kl_high"]] *= 3.0
+    runs[1].write_table("sensitivity", table)
+    write_comparison(runs[0], runs[1], folder / "out", pdf=False)
+    return folder / "out" / "comparison.html"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_comparison_is_accessible_and_fits_a_phone(
+    browser: Any, comparison: Path, theme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = browser.new_page(
+        color_scheme=theme, viewport={"width": 390, "height": 900}, bypass_csp=True
+    )
+    page.goto(comparison.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    found = axe.Axe().run(page).response["violations"]
+    assert [(v["id"], [n["target"] for n in v["nodes"]][:3]) for v in found] == []
+    page.close()
+
+
+def test_changes_sort_filter_and_tell_their_interval(browser: Any, comparison: Path) -> None:
+    page = browser.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(comparison.as_uri())
+    table = page.locator("#ratios-0")
+    table.locator("thead th").last.get_by_role("button").click()
+    last = table.locator("tbody tr td:last-child")
+    shown = [float(text.strip("()\u00d7").replace("\u00d7", "")) for text in last.all_inner_texts()]
+    assert shown == sorted(shown, reverse=True)
+    assert shown[0] == 3.0
+    last.first.hover()
+    readout = page.locator("#changes-0 .readout")
+    assert "at 2 bit: 3.0 (" in readout.inner_text()
+    assert readout.inner_text().endswith("times, distinguishable")
+    table.locator("tbody th[tabindex]").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.cellIndex") == 1
+    page.locator("#find-0").fill("blocks")
+    names = table.locator("tbody tr:not([hidden]) th").all_inner_texts()
+    assert names
+    assert all("blocks" in name for name in names)
+    assert problems == []
+    page.close()
+
+
+def test_the_list_of_contents_leads_to_every_chapter(visit: Any) -> None:
+    page = visit()
+    page.locator(".toc summary").click()
+    links = page.locator(".toc a")
+    wanted = [link.get_attribute("href") or "" for link in links.all()]
+    assert {"#verdict", "#findings", "#model-0", "#plans-1", "#coverage-1", "#method"} <= set(
+        wanted
+    )
+    found = page.evaluate("all => all.filter(a => document.getElementById(a.slice(1)))", wanted)
+    assert found == wanted
+    links.nth(4).click()
+    assert not page.locator(".toc a").first.is_visible()
+    page.locator(".toc summary").click()
+    page.keyboard.press("Escape")
+    assert not page.locator(".toc a").first.is_visible()

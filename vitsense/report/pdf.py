@@ -31,10 +31,13 @@ def render_pdf(document: Document, pictures: dict[str, Picture], *, paper: str =
     """
     drawings = {name: picture.svg for name, picture in pictures.items()}
     for i, model in enumerate(document.models):
-        tensors = [(model.rows[k].bits, worst_tensor(model.rows[k].sheet)) for k in model.worst]
-        drawn = [(bits, t.picture) for bits, t in tensors if t is not None and t.picture]
-        for j, (bits, small) in enumerate(drawn):
-            drawings[f"small-{i}-{j}"] = small_svg(small, COLOURS[i % len(COLOURS)], bits)
+        colour = COLOURS[i % len(COLOURS)]
+        drawings |= {
+            f"small-{i}-{at}-{k}": small_svg(tensor.picture, colour, model.rows[at].bits)
+            for at in model.worst
+            for k, tensor in enumerate(model.rows[at].sheet.tensors)
+            if tensor.picture is not None
+        }
     return _compiled("report.typ", _page_data(document, pictures), drawings, paper)
 
 
@@ -101,28 +104,58 @@ def _page_data(document: Document, pictures: dict[str, Picture]) -> dict[str, ob
         "d": asdict(document),
         "pictures": _words(pictures),
         "heat": cividis(LEVELS),
+        "alone": [_alone(model) for model in document.models],
         "small": [_small(model) for model in document.models],
     }
 
 
+ALONE = 5
+"""Most sensitive modules with a part of their own: all their tensors; others show the worst one."""
+
+
+def _alone(model: ModelReport) -> list[dict[str, object]]:
+    """The part of each of the most sensitive modules."""
+    return [
+        {
+            "name": row.name,
+            "about": f"{row.role}, {format_words(row.label)} in the plan" if row.bits else row.role,
+            "reason": row.reason,
+            "cells": [(format_words(c.label), c.detail, c.nats) for c in row.cells],
+            "causes": [f"{c.cause}: {c.remedy}" if c.remedy else c.cause for c in row.sheet.causes],
+            "tensors": [_tensor(model, place, k) for k in range(len(row.sheet.tensors))],
+        }
+        for place, row in ((place, model.rows[place]) for place in model.worst[:ALONE])
+    ]
+
+
+def format_words(label: str) -> str:
+    """``4`` is ``4 bits``; other formats have their names."""
+    return f"{label} bits" if label.isdecimal() else label
+
+
+def _tensor(model: ModelReport, place: int, k: int) -> dict[str, object]:
+    row = model.rows[place]
+    tensor = row.sheet.tensors[k]
+    words = [tensor.numbers, tensor.grid, tensor.channels, tensor.heads]
+    drawn = tensor.picture
+    return {
+        "place": f"{place}-{k}",
+        "drawn": drawn is not None,
+        "name": row.name,
+        "role": tensor.role,
+        "alt": f"{row.name}: {drawn.summary}. {tensor.numbers}." if drawn else "",
+        "words": "; ".join(filter(None, words)),
+    }
+
+
 def _small(model: ModelReport) -> list[dict[str, object]]:
-    """The heaviest-tailed tensor of each of the most sensitive modules."""
-    found: list[dict[str, object]] = []
-    for place in model.worst:
-        row = model.rows[place]
-        tensor = worst_tensor(row.sheet)
-        if tensor is not None and tensor.picture is not None:
-            words = [tensor.numbers, tensor.grid, tensor.channels, tensor.heads]
-            causes = [f"{c.cause}: {c.remedy}" for c in row.sheet.causes]
-            found.append(
-                {
-                    "place": len(found),
-                    "name": row.name,
-                    "role": tensor.role,
-                    "alt": f"{row.name}: {tensor.picture.summary}. {tensor.numbers}.",
-                    "words": "; ".join(filter(None, (*words, *causes))),
-                }
-            )
+    """The heaviest-tailed tensor of each of the sensitive modules without a part of its own."""
+    found = []
+    for place in model.worst[ALONE:]:
+        sheet = model.rows[place].sheet
+        tensor = worst_tensor(sheet)
+        if tensor is not None:
+            found.append(_tensor(model, place, sheet.tensors.index(tensor)))
     return found
 
 
