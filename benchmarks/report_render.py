@@ -1,17 +1,18 @@
 """How large a report is and how long it takes, for made-up runs of 20 to 1,000 modules.
 
-    OMP_NUM_THREADS=1 python benchmarks/report_render.py [RUN ...]
+    OMP_NUM_THREADS=1 python benchmarks/report_render.py [MODULESxMODELS | RUN ...]
 
 Each size is rendered in a process of its own, from the run folder to the finished HTML and PDF, as
 ``vitsense report`` does. Time is the CPU time of that process, its imports included. Folders of
-real runs may be named after it. The made-up runs are those of the tests: five widths, whole plans,
-groups and distributions of every tensor.
+real runs, and sizes such as 600x1, may be named instead. The made-up runs are those of the tests:
+five widths, whole plans, groups and distributions of every tensor.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,24 +22,26 @@ from pathlib import Path
 
 from vitsense.provenance import versions
 
-SIZES = ((20, 1), (60, 1), (30, 2), (60, 4), (300, 1), (600, 1), (1000, 1))
+SIZES = ("20x1", "60x1", "30x2", "60x4", "300x1", "600x1", "1000x1")
 """Modules of each model, and models."""
 
 TESTS = Path(__file__).parents[1] / "tests"
 
 
-def main(runs: list[str]) -> None:
-    """Print one row for every size and every run that was named."""
+def main(wanted: list[str]) -> None:
+    """Print one row for every size or run."""
     print(f"{platform.machine()}, " + ", ".join(f"{k} {v}" for k, v in versions().items()), "\n")
     print("| run | modules | models | HTML (kB) | PDF (kB) | pages | CPU (s) |")
     print("|---|--:|--:|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as folder:
-        for modules, models in SIZES:
-            path = Path(folder) / f"{modules}x{models}"
-            made(path, modules, models)
+        for each in wanted or SIZES:
+            size = re.fullmatch(r"(\d+)x(\d+)", each)
+            if size is None:
+                row(Path(each).name, Path(each))
+                continue
+            path = Path(folder) / each
+            made(path, int(size[1]), int(size[2]))
             row("made up", path)
-        for run in runs:
-            row(Path(run).name, Path(run))
 
 
 def made(path: Path, modules: int, models: int) -> None:
