@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ALONE": "vitsense.team",
     "AnalyzeSettings": "vitsense.settings",
     "Budget": "vitsense.plan.budget",
     "LatencyProfile": "vitsense.plan.latency",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vitsense import provenance
+from vitsense.analyze_folder import find_folder, folder_of_team, state_of_team
 from vitsense.analyze_model import analyze_model
 from vitsense.analyze_tables import ModelTables
 from vitsense.data import (
@@ -25,12 +25,13 @@ from vitsense.data import (
     open_source,
 )
 from vitsense.deadline import Deadline
-from vitsense.errors import StaleResultError, UserInputError
+from vitsense.errors import UserInputError
 from vitsense.model_names import resolve_name
 from vitsense.models import LoadedModel, load_model
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder
 from vitsense.settings import AnalyzeSettings, SweepMode, WeightSource
+from vitsense.team import Team, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +52,7 @@ class RunRecord:
     warnings: list[str] = field(default_factory=list)
     commands: list[list[str]] = field(default_factory=list)
     verdict: list[str] = field(default_factory=list)
+    processes: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -62,6 +64,7 @@ class RunRecord:
                 "versions": provenance.versions(),
                 "machine": provenance.machine(),
                 "seed": self.settings.seed,
+                "processes": self.processes,
             },
             "models": self.models,
             "data": self.data,
@@ -88,8 +91,11 @@ def run_analysis(
     root: Path = DEFAULT_ROOT,
     progress: Progress = NO_PROGRESS,
     command: list[str] | None = None,
+    team: Team | None = None,
 ) -> RunFolder:
     """Measure, compare and plan; continue where an interrupted run of equal settings stopped.
+
+    Started by torchrun, the processes share the work; the first one writes the tables.
 
     Args:
         settings: What to measure.
@@ -97,30 +103,48 @@ def run_analysis(
         root: Where new runs go.
         progress: Told of everything that takes long.
         command: The command line, for the report.
+        team: The processes that share the work; None: those that torchrun started, if it did.
 
     Raises:
         StaleResultError: ``out`` holds results of other settings, weights, data or version.
         VitsenseError: see `vitsense.errors`.
     """
+    if team is not None:
+        return _run(settings, out, root, progress, command, team)
+    with joined() as processes:
+        heard = progress if processes.first else NO_PROGRESS
+        return _run(settings, out, root, heard, command, processes)
+
+
+def _run(
+    settings: AnalyzeSettings,
+    out: Path | None,
+    root: Path,
+    progress: Progress,
+    command: list[str] | None,
+    team: Team,
+) -> RunFolder:
     deadline = Deadline.after(settings.budget_time)
-    device = pick_device(settings.device)
+    device = pick_device(settings.device, team.place.local_rank)
     for request in (settings.model, *settings.compares):
         resolve_name(request.name)  # a wrong name is said before anything is read or fetched
     source = open_source(settings.data, at_most=settings.images + settings.calibration)
     models = _load_models(settings, device)
     calibration, evaluation = _images(settings, source, models)
     record = RunRecord(settings=settings, commands=[command or provenance.command_line()])
+    record.processes = team.place.size
     record.models = [describe(model) for model in models]
     record.data = describe_data(source, calibration, evaluation)
     record.warnings = warnings_of(settings, models, source, (calibration, evaluation))
-    run = _folder(settings, record, out, root, progress)
+    prints = fingerprint(record)
+    run = folder_of_team(team, lambda: find_folder(settings, prints, out, root, progress))
     for model in models:
         for note in model.notes:
             progress.note(note)
-    run.write_run(record.to_json())
     with _status_kept(run, record, deadline):
+        _write_run(run, record)
         tables: list[ModelTables] = []
-        state = run.read_state()
+        state = state_of_team(run, team)
         for model, entry in zip(models, record.models, strict=True):
             progress.note(f"{model.key}: {model.resolved.name}, {model.params:,} parameters")
             started = time.monotonic()
@@ -128,7 +152,7 @@ def run_analysis(
             images = evaluation if labelled else evaluation.without_labels()
             until = deadline.part(1 / (len(models) - len(tables)))
             found = analyze_model(
-                model, settings, calibration, images, run, state, device, progress, until
+                model, settings, calibration, images, run, state, device, progress, until, team
             )
             deadline.came |= until.came
             entry.update(fp=found.fp, seconds=round(time.monotonic() - started, 2), **found.facts)
@@ -136,10 +160,16 @@ def run_analysis(
             record.verdict += found.verdict
             record.warnings += found.warnings
             tables.append(found)
-            _write_tables(run, tables)
-            found.plan.save(run.plan_path(None if model is models[0] else model.key))
-            run.write_run(record.to_json())
+            if team.first:
+                _write_tables(run, tables)
+                found.plan.save(run.plan_path(None if model is models[0] else model.key))
+            _write_run(run, record)
     return run
+
+
+def _write_run(run: RunFolder, record: RunRecord) -> None:
+    if run.rank == 0:
+        run.write_run(record.to_json())
 
 
 @contextmanager
@@ -149,20 +179,26 @@ def _status_kept(run: RunFolder, record: RunRecord, deadline: Deadline) -> Itera
         yield
     except BaseException:
         record.status = "interrupted"
-        run.write_run(record.to_json())
+        _write_run(run, record)
         raise
     record.status = "interrupted" if deadline.came else "complete"
-    run.write_run(record.to_json())
+    _write_run(run, record)
 
 
-def pick_device(text: str) -> torch.device:
-    """``auto`` is the first GPU if there is one.
+def pick_device(text: str, local_rank: int = 0) -> torch.device:
+    """``auto`` is the first GPU if there is one; of several processes, each takes one in turn.
+
+    Args:
+        text: auto, cpu, cuda, cuda:1, ...
+        local_rank: Number of the process on its machine.
 
     Raises:
         UserInputError: the device is unknown or not there.
     """
     if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        text = "cuda" if torch.cuda.is_available() else "cpu"
+    if text == "cuda" and torch.cuda.is_available() and local_rank:
+        text = f"cuda:{local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(text)
         torch.empty(1, device=device)
@@ -202,51 +238,6 @@ def _images(
     if settings.calibration_data is not None:
         other = open_source(settings.calibration_data)
     return draw_images(source, draw, other)
-
-
-def _folder(
-    settings: AnalyzeSettings,
-    record: RunRecord,
-    out: Path | None,
-    root: Path,
-    progress: Progress,
-) -> RunFolder:
-    if out is not None:
-        if (out / "run.json").is_file():
-            run = RunFolder.open(out)
-            refuse_stale(run, record)
-            return run
-        return RunFolder.at(out)
-    for run in reversed(RunFolder.all_in(root)):
-        try:
-            earlier = run.read_run()
-        except UserInputError:  # a damaged run, or one of a newer version, is not this one
-            continue
-        if earlier.get("status") != "complete" and not _differing(earlier, record):
-            progress.note(f"Continuing {run.path}, which was not finished.")
-            return run
-    names = [settings.model.name, *(c.name for c in settings.compares)]
-    return RunFolder.create(root, "-vs-".join(n.rpartition("/")[2] for n in names))
-
-
-def refuse_stale(run: RunFolder, record: RunRecord) -> None:
-    """Refuse to mix results.
-
-    Raises:
-        StaleResultError: naming what differs.
-    """
-    differing = _differing(run.read_run(), record)
-    if differing:
-        raise StaleResultError(
-            f"{run.path} holds results of another run; different are: {', '.join(differing)}. "
-            "Use another --out, or delete the folder."
-        )
-
-
-def _differing(earlier: Mapping[str, Any], record: RunRecord) -> list[str]:
-    found = record.settings.differing(earlier.get("settings", {}))
-    old, new = earlier.get("fingerprint", {}), fingerprint(record)
-    return found + sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
 
 
 def describe(model: LoadedModel) -> dict[str, Any]:

@@ -205,14 +205,18 @@ def _measured(
         for cause in causes:
             visits = remedy_visits(module, cause, form, sweep.quantizers, given.statistics)
             variants[_label(name, cause, form)] = Variant(module, visits)
-    done = {label: sweep.kept.variant(label) for label in variants}
-    todo = {label: variants[label] for label, outcome in done.items() if outcome is None}
-    fresh: dict[str, Outcome] = {}
-    if todo:
-        sweep.progress.start(sweep.images * len(todo), f"{sweep.key} remedies")
-        fresh = measure_variants(
-            sweep.model, sweep.catalog, sweep.batches(), todo, progress=sweep.progress
-        )
-    for label, outcome in fresh.items():
-        sweep.kept.keep_variant(label, outcome)
-    return {label: outcome or fresh[label] for label, outcome in done.items()}
+    if not variants:
+        return {}
+    sweep.progress.start(sweep.images * len(variants), f"{sweep.key} remedies")
+    outcomes = measure_variants(
+        sweep.model,
+        sweep.catalog,
+        sweep.supply,
+        variants,
+        ledger=sweep.kept.variants(),
+        deadline=sweep.deadline,
+        team=sweep.team,
+        progress=sweep.progress,
+    )
+    # what a deadline cut off would be compared on other images
+    return {label: outcome for label, outcome in outcomes.items() if outcome.n == sweep.images}

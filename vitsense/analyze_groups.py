@@ -2,68 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from torch import nn
 
-from vitsense.analyze_kept import KeptResults
+from vitsense.analyze_sweep import Sweep
 from vitsense.analyze_tables import framed
+from vitsense.deadline import Deadline
 from vitsense.formats import format_of
-from vitsense.progress import Progress
-from vitsense.sensitivity.group_sweep import (
-    GroupLedger,
-    MeasuredGroup,
-    measure_groups,
-)
+from vitsense.sensitivity.group_sweep import MeasuredGroup, measure_groups
 from vitsense.sensitivity.groups import Group, groups_of
-from vitsense.sensitivity.meter import Batch
-from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.recovery import Recovery
 from vitsense.sensitivity.result import Outcome
-from vitsense.settings import AnalyzeSettings
-from vitsense.sites import SiteCatalog
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupStage:
-    """Everything the measurement of groups needs."""
-
-    key: str
-    model: nn.Module
-    catalog: SiteCatalog
-    quantizers: Quantizers
-    batches: Callable[[], Iterable[Batch]]
-    images: int
-    settings: AnalyzeSettings
-    kept: KeptResults
-    progress: Progress
-
-
-def groups_frame(stage: GroupStage) -> pd.DataFrame:
+def groups_frame(sweep: Sweep, deadline: Deadline) -> pd.DataFrame:
     """``groups.csv`` of one model; what the run has kept is not measured again."""
-    settings = stage.settings
-    groups = [group for by in settings.groupings for group in groups_of(stage.catalog, by)]
+    settings = sweep.settings
+    groups = [group for by in settings.groupings for group in groups_of(sweep.catalog, by)]
     formats = settings.group_format_names
     if not groups or not formats:
-        return framed("groups", stage.key, [])
+        return framed("groups", sweep.key, [])
     cells = len(formats) * len(settings.parts) * (1 + len(groups) * len(settings.directions))
-    stage.progress.start(stage.images * cells, f"{stage.key} groups")
+    sweep.progress.start(sweep.images * cells, f"{sweep.key} groups")
     found = measure_groups(
-        stage.model,
-        stage.catalog,
-        stage.quantizers,
-        stage.batches(),
+        sweep.model,
+        sweep.catalog,
+        sweep.quantizers,
+        sweep.supply,
         groups,
         formats=formats,
         parts=settings.parts,
         directions=settings.directions,
-        ledger=GroupLedger(stage.kept.groups(), stage.kept.keep_group),
-        progress=stage.progress,
+        ledger=sweep.kept.groups(),
+        deadline=deadline,
+        team=sweep.team,
+        progress=sweep.progress,
     )
-    return framed("groups", stage.key, [_row(measured) for measured in found])
+    return framed("groups", sweep.key, [_row(measured) for measured in found])
 
 
 _EMPTY_OUTCOME = dict.fromkeys(Outcome(n=1, kl=0, noise=1, signal=1).row())

@@ -4,50 +4,72 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vitsense.formats import FormatLike, format_of
 from vitsense.runfolder import RunFolder
 from vitsense.sensitivity.company import CompanyMemory
 from vitsense.sensitivity.estimate import Estimate, Estimates
-from vitsense.sensitivity.group_sweep import GroupCell, GroupOutcome
-from vitsense.sensitivity.ledger import Entry, Span
+from vitsense.sensitivity.group_sweep import GroupCell, GroupLedger, GroupOutcome
+from vitsense.sensitivity.ledger import Entry, Span, SpanSums
 from vitsense.sensitivity.recovery import Recovery
 from vitsense.sensitivity.result import Cell, Outcome
 from vitsense.settings import Direction, Part
+from vitsense.team import ALONE, Team
+
+Record = Mapping[str, Any]
 
 
 class KeptResults:
-    """The run's state, for one model: what is known, and how more is kept."""
+    """The run's state, for one model: what is known, and how more is kept.
 
-    def __init__(self, run: RunFolder, key: str, state: Sequence[Mapping[str, Any]]) -> None:
+    Every process of a team keeps what it measured itself, durably, before the others learn of it.
+    The views named ``other_...`` exchange: all processes must ask for the same one together.
+    """
+
+    def __init__(
+        self, run: RunFolder, key: str, state: Sequence[Record], team: Team = ALONE
+    ) -> None:
         self._run = run
         self._key = key
         self._state = [record for record in state if record.get("model") == key]
+        self._team = team
+        self._fresh: list[Record] = []
+
+    def records(self) -> Sequence[Record]:
+        """Everything that is known of the model."""
+        return tuple(self._state)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Keep one result, durably first."""
+        record = {"model": self._key, **record}
+        self._run.append_state(record)
+        self._state.append(record)
+        if self._team.place.size > 1:
+            self._fresh.append(record)
+
+    def other_records(self) -> list[Record]:
+        """What the other processes kept since the last exchange, in their order."""
+        found = self._team.gather(self._fresh)
+        self._fresh = []
+        own = self._team.place.rank
+        new = [record for rank, some in enumerate(found) if rank != own for record in some]
+        self._state += new
+        return new
 
     def entries(self) -> list[Entry]:
         """Outcomes of cells, by module and spans of images."""
-        return [
-            Entry(
-                tuple(Span(*ends) for ends in record["images"]),
-                record["module"],
-                {
-                    Cell.of(record["module"], name, Part(part)): tuple(
-                        Outcome.from_list(values) for values in outcomes
-                    )
-                    for part, name, outcomes in record["cells"]
-                },
-            )
-            for record in self._state
-            if "images" in record
-        ]
+        return _entries(self._state)
+
+    def other_entries(self) -> list[Entry]:
+        """Those of other processes that are new."""
+        return _entries(self.other_records())
 
     def keep(self, entry: Entry) -> None:
         """Append the outcomes of one module on some spans."""
-        self._run.append_state(
+        self.append(
             {
-                "model": self._key,
                 "images": [[span.start, span.stop] for span in entry.spans],
                 "module": entry.module,
                 "cells": [
@@ -59,43 +81,27 @@ class KeptResults:
 
     def estimates(self) -> dict[Span, Estimates]:
         """Estimated divergences by span of images."""
-        return {
-            Span(*record["estimated"]): {
-                Cell.of(module, name, Part(part)): Estimate(*values)
-                for module, part, name, *values in record["cells"]
-            }
-            for record in self._state
-            if "estimated" in record
-        }
+        return _estimates(self._state)
+
+    def other_estimates(self) -> dict[Span, Estimates]:
+        """Those of other processes that are new."""
+        return _estimates(self.other_records())
 
     def keep_estimates(self, span: Span, found: Estimates) -> None:
         """Append the estimates of all cells on one span."""
         cells = [[c.module, c.part.value, c.format, e.n, e.kl, e.kl2] for c, e in found.items()]
-        record = {"model": self._key, "estimated": [span.start, span.stop], "cells": cells}
-        self._run.append_state(record)
+        self.append({"estimated": [span.start, span.stop], "cells": cells})
 
-    def groups(self) -> list[tuple[GroupCell, Span, GroupOutcome]]:
-        """Outcomes of groups, by span of images."""
-        found = []
-        for record in self._state:
-            if "group" not in record:
-                continue
-            by, name, direction, form, part = record["group"]
-            back = record["recovery"]
-            outcome = GroupOutcome(
-                Outcome.from_list(record["outcome"]),
-                None if back is None else Recovery.from_list(back),
-            )
-            cell = GroupCell(by, name, Direction(direction), form, Part(part))
-            found.append((cell, Span(*record["span"]), outcome))
-        return found
+    def groups(self) -> GroupLedger:
+        """Outcomes of groups, known and to come."""
+        return GroupLedger(
+            _groups(self._state), self._keep_group, lambda: _groups(self.other_records())
+        )
 
-    def keep_group(self, cell: GroupCell, span: Span, found: GroupOutcome) -> None:
-        """Append the outcome of one group on one span."""
+    def _keep_group(self, cell: GroupCell, span: Span, found: GroupOutcome) -> None:
         back = found.recovery
-        self._run.append_state(
+        self.append(
             {
-                "model": self._key,
                 "group": [cell.by, cell.group, cell.direction.value, cell.format, cell.part.value],
                 "span": [span.start, span.stop],
                 "outcome": found.outcome.to_list(),
@@ -105,50 +111,43 @@ class KeptResults:
 
     def doubts(self) -> dict[int, float]:
         """Nats to flip of the evaluation images, by their number."""
-        found: dict[int, float] = {}
-        for record in self._state:
-            if "doubts" in record:
-                found |= {int(image): nats for image, nats in record["doubts"]}
-        return found
+        return _doubts(self._state)
+
+    def other_doubts(self) -> dict[int, float]:
+        """Those of other processes that are new."""
+        return _doubts(self.other_records())
 
     def keep_doubts(self, found: Mapping[int, float]) -> None:
         """Append nats to flip of some evaluation images."""
-        self._run.append_state({"model": self._key, "doubts": [[i, d] for i, d in found.items()]})
+        self.append({"doubts": [[i, d] for i, d in found.items()]})
 
-    def variant(self, label: str) -> Outcome | None:
-        """The outcome of a module quantized in another way, if it was measured before."""
-        found = [r for r in self._state if r.get("variant") == label]
-        return Outcome.from_list(found[-1]["outcome"]) if found else None
+    def variants(self) -> SpanSums[str, Outcome]:
+        """Outcomes of modules quantized in other ways, by a label; known and to come."""
+        return self._sums("variant")
 
-    def keep_variant(self, label: str, outcome: Outcome) -> None:
-        """Append the outcome of a module quantized in another way."""
-        record = {"model": self._key, "variant": label, "outcome": outcome.to_list()}
-        self._run.append_state(record)
+    def plans(self) -> SpanSums[str, Outcome]:
+        """Outcomes of whole plans, by `plan_digest`; known and to come."""
+        return self._sums("plan")
 
-    def plan(self, bits: Mapping[str, FormatLike], part: Part = Part.BOTH) -> Outcome | None:
-        """The outcome of a whole plan, if it was measured before."""
-        wanted = _bits_digest(bits, part)
-        found = [r for r in self._state if r.get("plan") == wanted]
-        return Outcome.from_list(found[-1]["outcome"]) if found else None
+    def _sums(self, kind: str) -> SpanSums[str, Outcome]:
+        def keep(name: str, span: Span, outcome: Outcome) -> None:
+            ends = [span.start, span.stop]
+            self.append({kind: name, "span": ends, "outcome": outcome.to_list()})
 
-    def keep_plan(
-        self, bits: Mapping[str, FormatLike], outcome: Outcome, part: Part = Part.BOTH
-    ) -> None:
-        """Append the outcome of a whole plan."""
-        digest = _bits_digest(bits, part)
-        record = {"model": self._key, "plan": digest, "outcome": outcome.to_list()}
-        self._run.append_state(record)
+        return SpanSums(_sums(kind, self._state), keep, lambda: _sums(kind, self.other_records()))
 
 
 class KeptCompany(CompanyMemory):
     """The same, of the search for a better plan."""
 
-    def __init__(self, run: RunFolder, key: str, state: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, kept: KeptResults) -> None:
         super().__init__()
-        self._run = run
-        self._key = key
-        for record in state:
-            if record.get("model") != key or "company" not in record:
+        self._kept = kept
+        self._know(kept.records())
+
+    def _know(self, records: Iterable[Record]) -> None:
+        for record in records:
+            if "company" not in record:
                 continue
             digest, start, stop = record["company"]
             if "values" in record:
@@ -156,22 +155,85 @@ class KeptCompany(CompanyMemory):
             else:
                 self.sums[digest, Span(start, stop), record["module"]] = record["sums"]
 
+    def meet(self) -> None:
+        """Know what the other processes of the run have measured since the last time."""
+        self._know(self._kept.other_records())
+
     def keep_sums(self, digest: str, span: Span, module: str, sums: Mapping[str, float]) -> None:
         """Append what exchanging one module's format gave."""
-        self._append(digest, span, {"module": module, "sums": dict(sums)})
+        about = [digest, span.start, span.stop]
+        self._kept.append({"company": about, "module": module, "sums": dict(sums)})
         super().keep_sums(digest, span, module, sums)
 
     def keep_values(self, digest: str, span: Span, values: Sequence[float]) -> None:
         """Append what a whole plan gave."""
-        self._append(digest, span, {"values": list(values)})
+        about = [digest, span.start, span.stop]
+        self._kept.append({"company": about, "values": list(values)})
         super().keep_values(digest, span, values)
 
-    def _append(self, digest: str, span: Span, what: Mapping[str, Any]) -> None:
-        about = [digest, span.start, span.stop]
-        self._run.append_state({"model": self._key, "company": about, **what})
 
-
-def _bits_digest(bits: Mapping[str, FormatLike], part: Part) -> str:
-    names = {module: format_of(like).name for module, like in bits.items()}
+def plan_digest(formats: Mapping[str, FormatLike], part: Part = Part.BOTH) -> str:
+    """What a plan is known by: 16 hex digits of its modules' formats."""
+    names = {module: format_of(like).name for module, like in formats.items()}
     names["part"] = part.value
     return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _entries(records: Iterable[Record]) -> list[Entry]:
+    return [
+        Entry(
+            tuple(Span(*ends) for ends in record["images"]),
+            record["module"],
+            {
+                Cell.of(record["module"], name, Part(part)): tuple(
+                    Outcome.from_list(values) for values in outcomes
+                )
+                for part, name, outcomes in record["cells"]
+            },
+        )
+        for record in records
+        if "images" in record
+    ]
+
+
+def _estimates(records: Iterable[Record]) -> dict[Span, Estimates]:
+    return {
+        Span(*record["estimated"]): {
+            Cell.of(module, name, Part(part)): Estimate(*values)
+            for module, part, name, *values in record["cells"]
+        }
+        for record in records
+        if "estimated" in record
+    }
+
+
+def _groups(records: Iterable[Record]) -> list[tuple[GroupCell, Span, GroupOutcome]]:
+    found = []
+    for record in records:
+        if "group" not in record:
+            continue
+        by, name, direction, form, part = record["group"]
+        back = record["recovery"]
+        outcome = GroupOutcome(
+            Outcome.from_list(record["outcome"]),
+            None if back is None else Recovery.from_list(back),
+        )
+        cell = GroupCell(by, name, Direction(direction), form, Part(part))
+        found.append((cell, Span(*record["span"]), outcome))
+    return found
+
+
+def _doubts(records: Iterable[Record]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for record in records:
+        if "doubts" in record:
+            found |= {int(image): nats for image, nats in record["doubts"]}
+    return found
+
+
+def _sums(kind: str, records: Iterable[Record]) -> list[tuple[str, Span, Outcome]]:
+    return [
+        (record[kind], Span(*record["span"]), Outcome.from_list(record["outcome"]))
+        for record in records
+        if kind in record
+    ]

@@ -10,35 +10,38 @@ from typing import Any
 import pandas as pd
 import torch
 
+from vitsense import provenance
 from vitsense.analyze_explain import Explaining, explain, unexplained
 from vitsense.analyze_grids import grids_frame
-from vitsense.analyze_groups import GroupStage, groups_frame
-from vitsense.analyze_kept import KeptCompany, KeptResults
-from vitsense.analyze_plans import finished_plan, full_precision, plan_and_measure
+from vitsense.analyze_groups import groups_frame
+from vitsense.analyze_kept import KeptCompany, KeptResults, plan_digest
+from vitsense.analyze_plans import Planned, finished_plan, full_precision, plan_and_measure
 from vitsense.analyze_refine import RefineStage, refined
 from vitsense.analyze_sweep import Sweep, measure_cells
 from vitsense.analyze_tables import ModelTables, framed, modules_frame, site_arrays
 from vitsense.data import ImageSet
 from vitsense.deadline import Deadline
 from vitsense.discover import find_sites
-from vitsense.errors import MeasurementError
-from vitsense.formats import FormatLike
+from vitsense.errors import TooLittleTimeError
+from vitsense.formats import FormatLike, format_of
 from vitsense.models import LoadedModel
 from vitsense.observe import ReplaySession, preserved
 from vitsense.progress import Progress
 from vitsense.runfolder import RunFolder
+from vitsense.sensitivity.portions import Supply
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.result import Outcome
 from vitsense.sensitivity.sweep import OUT_OF_TIME, measure_joint
 from vitsense.settings import AnalyzeSettings
 from vitsense.sites import SiteCatalog
-from vitsense.statistics.collect import collect_statistics
+from vitsense.statistics.collect import SiteStatistics, collect_statistics
+from vitsense.team import ALONE, Team
 from vitsense.verdict import best_predictor, verdict
 
 LARGEST_BATCH = 32
 """Images per micro-batch, where memory would allow more."""
 
-_CELLS_SHARE = 2 / 3
+_CELLS_SHARE, _GROUPS_SHARE = 0.6, 0.5
 
 
 def analyze_model(
@@ -51,105 +54,76 @@ def analyze_model(
     device: torch.device,
     progress: Progress,
     deadline: Deadline | None = None,
+    team: Team = ALONE,
 ) -> ModelTables:
     """Measure one model and plan for it; results are appended to the run's state as they come.
 
-    Of the time until ``deadline``, two thirds are for single modules; whole plans see at least one
-    batch of images.
+    Of the time until ``deadline``, three fifths are for single modules and half of the rest for
+    groups; whole plans see at least one batch of images. Statistics are made by every process of
+    the team, alike; everything that is measured on evaluation images is shared.
     """
     whole = Deadline() if deadline is None else deadline
-    cells_until = whole.part(_CELLS_SHARE)
-    key, module = model.key, model.module
     example = next(calibration.batches(model.preprocessing, 1, device))[0]
-    catalog = find_sites(module, example)
-    batch = settings.batch or choose_batch(module, catalog, example, settings.memory)
-    progress.start(len(calibration), f"{key} statistics")
+    catalog = find_sites(model.module, example)
+    batch = settings.batch or choose_batch(model.module, catalog, example, settings.memory)
+    progress.start(len(calibration), f"{model.key} statistics")
     statistics = collect_statistics(
-        module,
+        model.module,
         catalog,
         (images for images, _ in calibration.batches(model.preprocessing, batch, device)),
         progress=progress,
     )
-    quantizers = Quantizers(catalog, statistics, settings.quant, device)
-    store = KeptResults(run, key, state)
     sweep = Sweep(
-        key=key,
-        model=module,
+        key=model.key,
+        model=model.module,
         catalog=catalog,
-        quantizers=quantizers,
-        batches=lambda: evaluation.batches(model.preprocessing, batch, device),
-        read=lambda numbers: evaluation.read(model.preprocessing, numbers, device),
-        images=len(evaluation),
-        largest=batch,
+        quantizers=Quantizers(catalog, statistics, settings.quant, device),
+        supply=Supply(
+            read=lambda numbers: evaluation.read(model.preprocessing, numbers, device),
+            images=len(evaluation),
+            largest=int(team.agree(batch)),
+        ),
         settings=settings,
-        deadline=cells_until,
-        kept=store,
+        deadline=whole.part(_CELLS_SHARE),
+        kept=KeptResults(run, model.key, state, team),
+        team=team,
         progress=progress,
     )
     measured = measure_cells(sweep)
-    if cells_until.came:
+    modules = modules_frame(model.key, catalog)
+    sensitivity = framed("sensitivity", model.key, [m.row(settings.mode.value) for m in measured])
+    if sweep.deadline.came:
         whole.came = True
-        settings = replace(settings, by=())  # groups would take what plans need
-    modules = modules_frame(key, catalog)
-    sensitivity = framed("sensitivity", key, [m.row(settings.mode.value) for m in measured])
-    if whole.came:
-        _keep_unplannable(run, modules, sensitivity)
-
-    def measure(plans: Mapping[str, Mapping[str, FormatLike]]) -> dict[str, Outcome]:
-        part = settings.planned_part
-        done = {name: store.plan(bits, part) for name, bits in plans.items()}
-        todo = {name: plans[name] for name, outcome in done.items() if outcome is None}
-        progress.start(len(evaluation) * len(todo), f"{key} whole plans")
-        fresh = {}
-        if todo:
-            batches = evaluation.batches(model.preprocessing, batch, device)
-            fresh = measure_joint(
-                module,
-                catalog,
-                quantizers,
-                batches,
-                todo,
-                part=part,
-                deadline=whole,
-                progress=progress,
-            )
-        for name, outcome in fresh.items():
-            if outcome.n == len(evaluation):  # not what a deadline cut off
-                store.keep_plan(plans[name], outcome, part)
-        return {name: outcome or fresh[name] for name, outcome in done.items()}
-
-    groups = groups_frame(
-        GroupStage(
-            key=key,
-            model=module,
-            catalog=catalog,
-            quantizers=quantizers,
-            batches=lambda: evaluation.batches(model.preprocessing, batch, device),
-            images=len(evaluation),
-            settings=settings,
-            kept=store,
-            progress=progress,
-        )
-    )
+        _keep_unplannable(run if team.first else None, modules, sensitivity)
+    sweep = replace(sweep, deadline=whole)
+    groups_until = whole.part(_GROUPS_SHARE)
+    groups = groups_frame(sweep, groups_until)
+    whole.came |= groups_until.came
     # at most half of the time that is left, so that plans can be measured on evaluation images
     searching = RefineStage(
-        key=key,
-        model=module,
+        key=model.key,
+        model=model.module,
         catalog=catalog,
-        quantizers=quantizers,
+        quantizers=sweep.quantizers,
         read=lambda span: calibration.read(
             model.preprocessing, range(span.start, span.stop), device
         ),
         images=len(calibration),
         settings=settings,
-        memory=KeptCompany(run, key, state),
+        memory=KeptCompany(sweep.kept),
         deadline=whole.part(0.5),
+        team=team,
         progress=progress,
     )
     planned = plan_and_measure(
-        model, settings, modules, sensitivity, measure, partial(refined, searching)
+        model,
+        settings,
+        modules,
+        sensitivity,
+        partial(_measured_plans, sweep),
+        partial(refined, searching),
     )
-    fp = full_precision(planned.outcomes)
+    whole.came |= searching.deadline.came
     explaining = Explaining(
         sweep=sweep,
         rated=measured,
@@ -159,14 +133,22 @@ def analyze_model(
         example=example,
     )
     # with no time left, nothing is explained
-    explained = unexplained(key) if whole.came else explain(explaining)
+    late = team.any(whole.passed)
+    whole.came |= late
+    explained = unexplained(model.key) if late else explain(explaining)
     frames = {
         **explained,
         "modules": modules,
-        "statistics": framed("statistics", key, [s.row() for s in statistics.values()]),
+        "statistics": framed("statistics", model.key, [s.row() for s in statistics.values()]),
         "sensitivity": sensitivity,
         "grids": grids_frame(
-            key, module, catalog, quantizers, statistics, example, settings.widths
+            model.key,
+            model.module,
+            catalog,
+            sweep.quantizers,
+            statistics,
+            example,
+            settings.widths,
         ),
         "groups": groups,
         "joint": planned.joint,
@@ -174,54 +156,117 @@ def analyze_model(
         "additivity": planned.additivity,
         "pareto": planned.front,
         "pareto_bits": planned.front_bits,
-        "coverage": framed("coverage", key, [asdict(u) for u in catalog.uncovered]),
+        "coverage": framed("coverage", model.key, [asdict(u) for u in catalog.uncovered]),
     }
-    cut = [] if not whole.came else [f"{key}: {_missing(sensitivity, settings, len(evaluation))}"]
-    facts = {
-        "sites_digest": catalog.digest,
-        "batch": batch,
-        "drop_model": asdict(planned.drop_model),
-        "pins": dict(planned.problem.pins),
-    }
+    return _tables(model, sweep, statistics, planned, frames)
+
+
+def _tables(
+    model: LoadedModel,
+    sweep: Sweep,
+    statistics: Mapping[str, SiteStatistics],
+    planned: Planned,
+    frames: dict[str, pd.DataFrame],
+) -> ModelTables:
+    """The tables, and what is said about them."""
+    key, fp = model.key, full_precision(planned.outcomes)
+    notes = [planned.note, _differing(sweep.team, statistics)]
+    if sweep.deadline.came:
+        notes.append(_missing(frames, sweep))
     return ModelTables(
         frames=frames,
         arrays=site_arrays(key, statistics),
         fp=fp,
-        facts=facts,
-        plan=finished_plan(model, settings, planned, catalog),
+        facts={
+            "sites_digest": sweep.catalog.digest,
+            "batch": sweep.supply.largest,
+            "drop_model": asdict(planned.drop_model),
+            "pins": dict(planned.problem.pins),
+        },
+        plan=finished_plan(model, sweep.settings, planned, sweep.catalog),
         verdict=[
-            *verdict(key, fp, sensitivity, planned.joint),
-            *filter(None, [best_predictor(key, explained["predictors"])]),
+            *verdict(key, fp, frames["sensitivity"], planned.joint),
+            *filter(None, [best_predictor(key, frames["predictors"])]),
         ],
-        warnings=[*([f"{key}: {planned.note}"] if planned.note else []), *cut],
+        warnings=[f"{key}: {note}" for note in notes if note],
     )
 
 
-def _keep_unplannable(run: RunFolder, modules: pd.DataFrame, sensitivity: pd.DataFrame) -> None:
+def _measured_plans(
+    sweep: Sweep, plans: Mapping[str, Mapping[str, FormatLike]]
+) -> dict[str, Outcome]:
+    """Outcomes of whole plans by name; those of equal plans are measured once."""
+    part = sweep.settings.planned_part
+    named: dict[str, dict[str, str]] = sweep.team.agree(
+        {
+            name: {module: format_of(like).name for module, like in formats.items()}
+            for name, formats in plans.items()
+        }
+    )
+    digests = {name: plan_digest(formats, part) for name, formats in named.items()}
+    different = {digests[name]: formats for name, formats in named.items()}
+    sweep.progress.start(sweep.images * len(different), f"{sweep.key} whole plans")
+    found = measure_joint(
+        sweep.model,
+        sweep.catalog,
+        sweep.quantizers,
+        sweep.supply,
+        different,
+        part=part,
+        ledger=sweep.kept.plans(),
+        deadline=sweep.deadline,
+        team=sweep.team,
+        progress=sweep.progress,
+    )
+    return {name: found[digest] for name, digest in digests.items()}
+
+
+def _differing(team: Team, statistics: Mapping[str, SiteStatistics]) -> str:
+    """Says so where processes do not compute the same statistics bit for bit."""
+    rows = [repr(found.row()).encode() for found in statistics.values()]
+    if len(set(team.gather(provenance.digest(rows)))) == 1:
+        return ""
+    return (
+        "The processes of this run have different processors or GPUs, whose statistics differ in "
+        "the last digits: its numbers are those of one process but for such rounding."
+    )
+
+
+def _keep_unplannable(
+    run: RunFolder | None, modules: pd.DataFrame, sensitivity: pd.DataFrame
+) -> None:
     """Write what is known of a model for which time was too short to plan, and say so.
 
     Raises:
-        MeasurementError: some module was not looked at in any format.
+        TooLittleTimeError: some module was not looked at in any format.
     """
     known = set(sensitivity.loc[sensitivity["kl"].notna(), "module"])
     missing = [name for name in modules["module"] if name not in known]
     if missing:
-        run.write_table("modules", modules)
-        run.write_table("sensitivity", sensitivity)
-        raise MeasurementError(
+        if run is not None:
+            run.write_table("modules", modules)
+            run.write_table("sensitivity", sensitivity)
+        raise TooLittleTimeError(
             f"The time budget ended before {len(missing)} of {len(modules)} modules were looked "
             f"at, first {missing[0]!r}: too early for a plan. What was measured is kept; the same "
-            "command continues, without --budget-time or with more."
+            "command continues, without --budget-time or with more. --dry-run --probe says how "
+            "long a whole run takes."
         )
 
 
-def _missing(sensitivity: pd.DataFrame, settings: AnalyzeSettings, images: int) -> str:
+def _missing(frames: Mapping[str, pd.DataFrame], sweep: Sweep) -> str:
     """What a time budget left out."""
-    unseen = int((sensitivity["reason"] == OUT_OF_TIME).sum())
+    left = []
+    for name, what in (("sensitivity", "cells"), ("groups", "groups")):
+        unseen = int((frames[name]["reason"] == OUT_OF_TIME).sum())
+        left += [f"{unseen} of {len(frames[name])} {what}"] if unseen else []
+    fewest = int(frames["joint"]["n"].min())
+    left += [] if len(frames["estimates"]) else ["the explanations"]
     return (
-        f"The time budget of {settings.budget_time:g} s ended: {unseen} of {len(sensitivity)} "
-        f"cells were not looked at, the others and the whole plans may have seen fewer of the "
-        f"{images} images. The same command without --budget-time continues."
+        f"The time budget of {sweep.settings.budget_time:g} s ended: "
+        f"not looked at were {' and '.join(left) or 'some images'}; the rest may have seen fewer "
+        f"of the {sweep.images} images (every whole plan at least {fewest}). The same command "
+        "without --budget-time continues."
     )
 
 

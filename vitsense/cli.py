@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -24,7 +23,7 @@ from vitsense.cli_plan import plan
 from vitsense.cli_profile import profile
 from vitsense.cli_qat import qat
 from vitsense.cli_report import report
-from vitsense.errors import VitsenseError
+from vitsense.errors import AlreadySaidError, ProcessLostError, VitsenseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,8 +92,8 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; everything raised becomes one sentence."""
     session = Session(arguments=tuple(arguments))
-    try:
-        with _sigterm_interrupts():
+    with _sigterm_interrupts():
+        try:
             code = cli.main(
                 args=list(arguments),
                 prog_name="vitsense",
@@ -102,35 +101,46 @@ def run(arguments: Sequence[str]) -> int:
                 obj=session,
                 color=False if os.environ.get("NO_COLOR") else None,
             )
-    except VitsenseError as error:
-        _report(session, f"Error: {error}")
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return USAGE_ERROR
-    except (KeyboardInterrupt, click.Abort):
-        say(_interrupted(session))
-        return INTERRUPTED
-    except Exception as error:  # noqa: BLE001  the last resort: one line, never a bare traceback
-        _report(session, _unexpected(session, error))
-        return INTERNAL_ERROR
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  never a bare traceback
+            return _ended(session, error)
     return code if isinstance(code, int) else 0
 
 
-def _report(session: Session, sentence: str) -> None:
-    if session.debug:
-        say(traceback.format_exc())
-    say(sentence)
+def _ended(session: Session, error: BaseException) -> int:
+    """Say why the command ended, once, and give its exit code."""
+    code, sentence = _explained(session, error)
+    if sentence and session.speaks:
+        if session.debug and not isinstance(error, KeyboardInterrupt):
+            say("".join(traceback.format_exception(error)))
+        say(sentence)
+    return code
+
+
+def _explained(session: Session, error: BaseException) -> tuple[int, str]:
+    if isinstance(error, AlreadySaidError):
+        return error.exit_code, ""
+    if isinstance(error, ProcessLostError):
+        return error.exit_code, f"Error: {error}\n  {session.command}"
+    if isinstance(error, VitsenseError):
+        return error.exit_code, f"Error: {error}"
+    if isinstance(error, click.ClickException):
+        if session.speaks:
+            error.show()
+        return USAGE_ERROR, ""
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return INTERRUPTED, _interrupted(session)
+    return INTERNAL_ERROR, _unexpected(session, error)
 
 
 def _interrupted(session: Session) -> str:
     if not session.resumable:
         return "Interrupted."
-    command = shlex.join(["vitsense", *session.arguments])
-    return f"Interrupted; what was measured is kept. The same command continues:\n  {command}"
+    return (
+        f"Interrupted; what was measured is kept. The same command continues:\n  {session.command}"
+    )
 
 
-def _unexpected(session: Session, error: Exception) -> str:
+def _unexpected(session: Session, error: BaseException) -> str:
     reason = str(error).strip().partition("\n")[0]
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return f"Error: out of memory ({reason}); use a smaller --batch-size, for example 1."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vitsense import provenance
 from vitsense.cli_output import (
     check_drop,
     debug_option,
@@ -26,6 +27,7 @@ from vitsense.cli_settings import settings_from, settings_options
 from vitsense.errors import VitsenseError
 from vitsense.progress import Progress, ProgressStyle, clock_text, make_progress
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder
+from vitsense.team import Team, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,20 +96,23 @@ def analyze(
     """
     settings = settings_from(**values)
     if dry_run:
-        _emit_forecast(settings, probe=probe, as_json=as_json)
+        if session().speaks:
+            _emit_forecast(settings, probe=probe, as_json=as_json)
         return
-    from vitsense.analyze import run_analysis
+    with _team() as team, _showing(progress_style, quiet) as progress, _tracebacks_kept(out):
+        from vitsense.analyze import run_analysis
 
-    with _showing(progress_style, quiet) as progress, _tracebacks_kept(out):
-        run = run_analysis(settings, out=out, progress=progress)
+        run = run_analysis(settings, out=out, progress=progress, command=_command_line(), team=team)
+        if not team.first:
+            return
         if not no_report:
             from vitsense.report import write_report
 
             progress.note("Writing the report.")
             write_report(run)
-    _emit_run(run, as_json=as_json)
-    if fail_if_drop is not None:
-        check_drop(run, fail_if_drop)
+        _emit_run(run, as_json=as_json)
+        if fail_if_drop is not None:
+            check_drop(run, fail_if_drop)
 
 
 @click.command(short_help="The whole chain offline, on two small models that come along.")
@@ -150,7 +155,21 @@ def _emit_forecast(settings: AnalyzeSettings, *, probe: bool, as_json: bool) -> 
 
 
 @contextmanager
+def _team() -> Iterator[Team]:
+    """The processes that torchrun started; the first one shows progress and results."""
+    with joined() as team:
+        session().joined = True
+        yield team
+
+
+def _command_line() -> list[str]:
+    """The command as it was typed, for the report."""
+    return [*session().place.launcher, *provenance.command_line()[1:]]
+
+
+@contextmanager
 def _showing(style: str, quiet: bool) -> Iterator[Progress]:
+    quiet = quiet or session().place.rank > 0
     progress = make_progress(ProgressStyle.NONE if quiet else ProgressStyle(style))
     session().resumable = True
     try:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import click
 from vitsense.errors import GateFailedError, InputMissingError
 from vitsense.progress import ProgressStyle
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder
+from vitsense.team import Place
 
 RESULT_SCHEMA = "vitsense.result/1"
 """Schema of what ``--json`` prints."""
@@ -35,6 +37,20 @@ class Session:
     """The same command continues after an interruption."""
     log: Path | None = None
     """Where an unexpected error's traceback was written."""
+    place: Place = field(default_factory=Place.of_environment)
+    """Which of the processes that torchrun started this is."""
+    joined: bool = False
+    """The processes know of each other, and agree on who speaks."""
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process tells the person; what all would say alike, only the first does."""
+        return self.joined or self.place.rank == 0
+
+    @property
+    def command(self) -> str:
+        """The command line that was typed."""
+        return shlex.join([*self.place.launcher, *self.arguments])
 
 
 def session() -> Session:

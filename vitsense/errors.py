@@ -5,11 +5,14 @@
     VitsenseError                 4  internal: something we did not foresee
     ├── GateFailedError           1  a limit the user set was exceeded
     ├── UserInputError            2  an argument, a file's content or a combination is wrong
+    │   ├── TooLittleTimeError    2  a time budget ended before a plan could be made
     │   ├── SchemaVersionError    2  a file written by a newer version
     │   ├── SiteMismatchError     2  a plan or result that belongs to another model
     │   └── StaleResultError      2  a run folder made with other settings, weights or data
     ├── InputMissingError         3  weights, data, a run or a plan cannot be found or reached
-    └── MeasurementError          4  a model could not be measured (not finite, not deterministic)
+    ├── MeasurementError          4  a model could not be measured (not finite, not deterministic)
+    └── ProcessLostError        130  another process of the run died; the same command continues
+        └── AlreadySaidError    130  another process ended, and has said why
 
 Every message says what was wrong, the value seen, what is allowed, and what to do next.
 Exit code 0 is success, 130 an interruption (Ctrl-C or SIGTERM).
@@ -48,6 +51,10 @@ class StaleResultError(UserInputError):
     """A run folder holds results of other settings, weights or data."""
 
 
+class TooLittleTimeError(UserInputError):
+    """A time budget ended before every module had been looked at, too early for a plan."""
+
+
 class InputMissingError(VitsenseError):
     """Weights, data, a run or a plan cannot be found or reached."""
 
@@ -58,3 +65,13 @@ class MeasurementError(VitsenseError):
     """The model could not be measured: not finite, not deterministic, no logits."""
 
     exit_code = 4
+
+
+class ProcessLostError(VitsenseError):
+    """Another of the processes that measure a run together died or cannot be reached."""
+
+    exit_code = 130
+
+
+class AlreadySaidError(ProcessLostError):
+    """Another of the processes ended and has told the person why; this one ends in silence."""

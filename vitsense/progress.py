@@ -46,6 +46,31 @@ NO_PROGRESS = NoProgress()
 """For library use."""
 
 
+class Paced:
+    """Steps of one process's part of a task, told as if all processes went at its pace."""
+
+    def __init__(self, progress: Progress, whole: int, own: int) -> None:
+        self._progress = progress
+        self._left = whole
+        self._pace = whole / own if own else 0.0
+        self._owed = 0.0
+
+    def advance(self, steps: int, label: str = "") -> None:
+        """``steps`` more of the part are done."""
+        self._owed += steps * self._pace
+        told = min(int(self._owed + 1e-9), self._left)
+        self._owed -= told
+        self._left -= told
+        if told:
+            self._progress.advance(told, label)
+
+    def finish(self) -> None:
+        """The whole task is done."""
+        if self._left:
+            self._progress.advance(self._left)
+            self._left = 0
+
+
 class PlainProgress:
     """Timed lines on a stream, at most one every ten seconds or five percent."""
 

@@ -35,6 +35,8 @@ class RunFolder:
     """The folder of one run."""
 
     path: Path
+    rank: int = 0
+    """Number of the process that appends results; each has a file of its own."""
 
     @classmethod
     def create(cls, root: Path, name: str) -> RunFolder:
@@ -182,19 +184,29 @@ class RunFolder:
         return self.path / f"plan-{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}.json"
 
     def append_state(self, record: Mapping[str, Any]) -> None:
-        """Add one result to ``state.jsonl`` and see it onto the disk."""
+        """Add one result to this process's ``state.jsonl`` and see it onto the disk."""
         line = json.dumps(record, separators=(",", ":")) + "\n"
+        path = self.path / (f"state-{self.rank}.jsonl" if self.rank else "state.jsonl")
         try:
-            with (self.path / "state.jsonl").open("ab") as stream:
+            with path.open("ab") as stream:
                 stream.write(line.encode())
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            raise UserInputError(_cannot_write(self.path / "state.jsonl", error)) from error
+            raise UserInputError(_cannot_write(path, error)) from error
 
     def read_state(self) -> list[dict[str, Any]]:
-        """The results so far; a last line that was torn by a crash is cut off the file."""
-        path = self.path / "state.jsonl"
+        """The results so far, of every process; a last line that a crash tore is cut off its file.
+
+        Raises:
+            UserInputError: a file is damaged.
+        """
+        others = self.path.glob("state-*.jsonl")
+        numbered = [(int(p.stem[6:]), p) for p in others if p.stem[6:].isdecimal()]
+        paths = [self.path / "state.jsonl", *(path for _, path in sorted(numbered))]
+        return [record for path in paths for record in self._records(path)]
+
+    def _records(self, path: Path) -> list[dict[str, Any]]:
         if not path.is_file():
             return []
         data = path.read_bytes()

@@ -126,6 +126,12 @@ class ReplaySession:
                 unit.output = None
         return logits
 
+    def show(self, images: Tensor) -> Tensor:
+        """Logits `(B, classes)` of the images, remembering only them; `full` passes may follow."""
+        self.forget()
+        self._images = images
+        return self.full({})
+
     def replay(
         self, visits: Mapping[str, Visit], modules: SiteModule | Iterable[SiteModule]
     ) -> Tensor:

@@ -9,7 +9,7 @@ results only, so a run that was killed decides the same again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from vitsense.formats import FormatLike, format_of
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.sensitivity.ledger import Ledger, Span
 from vitsense.sensitivity.meter import Batch, Meter
+from vitsense.sensitivity.portions import ReadImages
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.result import Cell, Measured
 from vitsense.sensitivity.stopping import (
@@ -40,12 +41,10 @@ from vitsense.sensitivity.sweep import OUT_OF_TIME, measurable
 from vitsense.sensitivity.sweep import cells as all_cells
 from vitsense.settings import Part
 from vitsense.sites import SiteCatalog
+from vitsense.team import ALONE, Team
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-ReadImages = Callable[[Sequence[int]], Batch]
-"""Gives the evaluation images of these numbers, in this order, as one batch."""
 
 
 def measure_adaptive(
@@ -61,6 +60,7 @@ def measure_adaptive(
     ledger: Ledger | None = None,
     largest: int = 32,
     deadline: Deadline | None = None,
+    team: Team = ALONE,
     progress: Progress = NO_PROGRESS,
 ) -> list[Measured]:
     """Measure every module x width x part, each on as many images as it needs.
@@ -79,6 +79,7 @@ def measure_adaptive(
         ledger: What earlier, interrupted work already measured, and where new results are kept.
         largest: Images that are taken at once, at most.
         deadline: Measuring stops there; cells have then seen fewer images, or none.
+        team: The processes that share the work; the first decides what is looked at.
         progress: Told of every module and round.
 
     Raises:
@@ -89,9 +90,16 @@ def measure_adaptive(
     ledger = Ledger() if ledger is None else ledger
     wanted = measurable(catalog, bits, parts)
     with Meter.open(
-        model, catalog, quantizers, ledger, largest=largest, deadline=deadline, progress=progress
+        model,
+        catalog,
+        quantizers,
+        ledger,
+        largest=largest,
+        deadline=deadline,
+        team=team,
+        progress=progress,
     ) as meter:
-        sweep = _Sweep(catalog, strata, rule, ledger, meter, read, progress, wanted)
+        sweep = _Sweep(catalog, strata, rule, ledger, meter, read, team, progress, wanted)
         with suppress(TimeIsUpError):
             sweep.run(Part.BOTH if Part.BOTH in parts else parts[0])
     return sweep.table(all_cells(catalog, bits, parts))
@@ -107,6 +115,7 @@ class _Sweep:
     ledger: Ledger
     meter: Meter
     read: ReadImages
+    team: Team
     progress: Progress
     wanted: Mapping[str, Sequence[Cell]]
     counts: dict[Cell, tuple[int, ...]] = field(default_factory=dict)
@@ -128,7 +137,7 @@ class _Sweep:
             ranked = ranked[: max(left // (after - before), 0)]
             left -= len(ranked) * (after - before)
             chosen = set(ranked)
-            active = [cell for cell in active if cell in chosen]
+            active = self._agreed(active, [cell in chosen for cell in active])
             self._look(active, before, after)
 
     def _first_round(self, total: int) -> list[Cell]:
@@ -146,10 +155,15 @@ class _Sweep:
             self._look(now, 0, total)
             if now and width != widths[-1]:
                 judged = self.judged(now, self.rule.confidence)
-                for cell, good in zip(now, harmless(judged, self.rule), strict=True):
-                    if good and format_of(cell.format).is_integer:
+                for cell in self._agreed(now, harmless(judged, self.rule)):
+                    if format_of(cell.format).is_integer:
                         stopped[cell.module, cell.part] = cell
         return [cell for cell in everything if cell not in self.bounds]
+
+    def _agreed(self, cells: Sequence[Cell], chosen: Sequence[bool]) -> list[Cell]:
+        """The cells that the first process chose: another processor may round otherwise."""
+        answer = self.team.agree(list(chosen))
+        return [cell for cell, good in zip(cells, answer, strict=True) if good]
 
     def _look(self, active: Sequence[Cell], before: int, after: int) -> None:
         """Show the next images to the active cells; without any, say and do nothing."""

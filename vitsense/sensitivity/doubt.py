@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vitsense.errors import MeasurementError
 from vitsense.numerics.distance import nats_to_flip
 from vitsense.observe import preserved
-from vitsense.progress import NO_PROGRESS, Progress
+from vitsense.progress import NO_PROGRESS, Paced, Progress
+from vitsense.sensitivity.meter import finite
+from vitsense.team import ALONE, Team
 
 
 def doubts(
@@ -22,7 +23,9 @@ def doubts(
     *,
     known: Mapping[int, float] | None = None,
     keep: Callable[[dict[int, float]], None] = lambda _: None,
+    others: Callable[[], Mapping[int, float]] = dict,
     largest: int = 32,
+    team: Team = ALONE,
     progress: Progress = NO_PROGRESS,
 ) -> NDArray[np.float64]:
     """Nats to flip of every image, from one full-precision pass.
@@ -33,25 +36,37 @@ def doubts(
         images: How many there are.
         known: Image -> nats, from earlier, interrupted work.
         keep: Keeps new ones; the order of a sweep depends on them, so they are not computed twice.
+        others: What other processes of the team found since it was asked last.
         largest: Images that are taken at once.
+        team: The processes that share the images.
         progress: Told of every batch.
 
     Raises:
         MeasurementError: the model gives logits that are not finite.
     """
     found = dict(known or {})
+    batches = [range(i, min(i + largest, images)) for i in range(0, images, largest)]
+    missing = [[i for i in batch if i not in found] for batch in batches]
+    todo = [numbers for numbers in missing if numbers]
+    mine = [todo[place] for place in team.run_of([float(len(numbers)) for numbers in todo])]
+    whole = sum(map(len, todo))
+    progress.advance(images - whole)
+    pace = Paced(progress, whole, sum(map(len, mine)))
     with preserved(model), torch.no_grad():
-        for start in range(0, images, largest):
-            numbers = [i for i in range(start, min(start + largest, images)) if i not in found]
-            if numbers:
-                logits = model(read(numbers)[0])
-                if not bool(torch.isfinite(logits).all()):
-                    raise MeasurementError(
-                        "The full-precision model gives logits that are not finite: check its "
-                        "weights and the preprocessing."
-                    )
-                fresh = dict(zip(numbers, nats_to_flip(logits).tolist(), strict=True))
-                keep(fresh)
-                found |= fresh
-            progress.advance(min(largest, images - start))
+        for numbers in mine:
+            fresh = _nats(model, read, numbers)
+            keep(fresh)
+            found |= fresh
+            pace.advance(len(numbers))
+    found |= others()
+    pace.finish()
     return np.array([found[i] for i in range(images)], dtype=np.float64)
+
+
+def _nats(
+    model: nn.Module,
+    read: Callable[[Sequence[int]], tuple[torch.Tensor, torch.Tensor]],
+    numbers: Sequence[int],
+) -> dict[int, float]:
+    logits = finite(model(read(numbers)[0]))
+    return dict(zip(numbers, nats_to_flip(logits).tolist(), strict=True))

@@ -13,18 +13,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vitsense.deadline import Deadline
 from vitsense.errors import MeasurementError
 from vitsense.formats import FormatLike, format_of
 from vitsense.observe import ReplaySession, Visit, preserved
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.sensitivity.groups import Group, Member, everything, includes
-from vitsense.sensitivity.ledger import Span
-from vitsense.sensitivity.meter import Batch, out_of_memory, outcome_of, recorded
+from vitsense.sensitivity.ledger import Span, SpanSums
+from vitsense.sensitivity.meter import Batch, outcome_of, recorded
+from vitsense.sensitivity.portions import Job, Supply, measure_in_portions
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.recovery import Recovery, recovery_of
 from vitsense.sensitivity.result import Outcome
+from vitsense.sensitivity.sweep import OUT_OF_TIME
+from vitsense.sensitivity.work import rests
 from vitsense.settings import Direction, Part
 from vitsense.sites import SiteCatalog, SiteModule
+from vitsense.team import ALONE, Team, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,34 +58,8 @@ class GroupOutcome:
         return GroupOutcome(self.outcome + other.outcome, both)
 
 
-class GroupLedger:
-    """Outcomes by cell and span of images, and where new ones are kept."""
-
-    def __init__(
-        self,
-        known: Iterable[tuple[GroupCell, Span, GroupOutcome]] = (),
-        keep: Callable[[GroupCell, Span, GroupOutcome], None] = lambda *_: None,
-    ) -> None:
-        self._found: dict[GroupCell, dict[Span, GroupOutcome]] = {}
-        self._keep = keep
-        for cell, span, outcome in known:
-            self._found.setdefault(cell, {})[span] = outcome
-
-    def record(self, cell: GroupCell, span: Span, outcome: GroupOutcome) -> None:
-        """Keep a new outcome, durably first."""
-        self._keep(cell, span, outcome)
-        self._found.setdefault(cell, {})[span] = outcome
-
-    def outcome(self, cell: GroupCell, span: Span) -> GroupOutcome | None:
-        """The sum over ``span`` in the order of the images; None if some of them are missing."""
-        mine = self._found.get(cell, {})
-        parts = sorted(s for s in mine if span.contains(s))
-        if sum(map(len, parts)) != len(span):
-            return None
-        total = mine[parts[0]]
-        for part in parts[1:]:
-            total = total + mine[part]
-        return total
+GroupLedger = SpanSums[GroupCell, GroupOutcome]
+"""Outcomes by cell and span of images, and where new ones are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +76,20 @@ def measure_groups(
     model: nn.Module,
     catalog: SiteCatalog,
     quantizers: Quantizers,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Supply,
     groups: Sequence[Group],
     *,
     formats: Sequence[FormatLike],
     parts: Sequence[Part] = (Part.BOTH,),
     directions: Sequence[Direction] = tuple(Direction),
     ledger: GroupLedger | None = None,
+    deadline: Deadline | None = None,
+    team: Team = ALONE,
     progress: Progress = NO_PROGRESS,
 ) -> list[MeasuredGroup]:
     """Measure every group as a whole, and everything together, on all images.
+
+    After a deadline, groups have seen the images up to there; those that saw none say so.
 
     The model is left exactly as it was, also when interrupted.
 
@@ -120,6 +103,8 @@ def measure_groups(
         parts: What is quantized; in leave-one-out, of everything else as well.
         directions: One or both.
         ledger: What earlier, interrupted work already measured, and where new results are kept.
+        deadline: Measuring stops there.
+        team: The processes that share the work.
         progress: Told of every cell.
 
     Raises:
@@ -128,17 +113,27 @@ def measure_groups(
     ledger = GroupLedger() if ledger is None else ledger
     names = [format_of(like).name for like in formats]
     cells = _cells(everything(catalog), groups, names, parts, directions)
-    done = 0
+    wanted = {cell: group for group, cell, reason in cells if not reason}
     with preserved(model), ReplaySession.open(model, catalog) as session:
-        bench = _Bench(session, catalog, quantizers, ledger, progress)
-        for images, labels in batches:
-            span = Span(done, done + len(labels))
-            bench.measure(span, (images, labels), [(g, c) for g, c, r in cells if not r])
-            done = span.stop
-    return [
-        MeasuredGroup(group, cell, None if reason else ledger.outcome(cell, Span(0, done)), reason)
-        for group, cell, reason in cells
-    ]
+        bench = _Bench(session, catalog, quantizers, ledger, wanted, team)
+        job = Job(
+            things=list(wanted),
+            sums=ledger,
+            cost=bench.cost,
+            measure=bench.measure,
+            forget=session.forget,
+            settle=bench.exact.close,
+        )
+        measure_in_portions(
+            job, batches, team=team, deadline=deadline or Deadline(), progress=progress
+        )
+    return [_found(group, cell, reason, ledger.total(cell)) for group, cell, reason in cells]
+
+
+def _found(group: Group, cell: GroupCell, reason: str, found: GroupOutcome | None) -> MeasuredGroup:
+    if found is None and not reason:
+        reason = OUT_OF_TIME
+    return MeasuredGroup(group, cell, found, reason)
 
 
 def _cells(
@@ -160,7 +155,6 @@ def _cells(
     return found
 
 
-_Wanted = Sequence[tuple[Group, GroupCell]]
 _CHECKED = 3
 """Groups on which replay is compared with the full pass, in each direction."""
 
@@ -174,73 +168,69 @@ class _Bench:
         catalog: SiteCatalog,
         quantizers: Quantizers,
         ledger: GroupLedger,
-        progress: Progress,
+        wanted: Mapping[GroupCell, Group],
+        team: Team,
     ) -> None:
         self._session = session
         self._catalog = catalog
         self._quantizers = quantizers
         self._ledger = ledger
-        self._progress = progress
-        self._exact: dict[Direction, bool] = {}
+        self._wanted = wanted
+        self._rests = rests(catalog)
+        self.exact = Verdict(team)
 
-    def measure(self, span: Span, batch: Batch, cells: _Wanted) -> None:
-        """Record what is not known yet; when memory runs out, in halves."""
-        todo = [(g, c) for g, c in cells if self._ledger.outcome(c, span) is None]
-        self._progress.advance((len(cells) - len(todo)) * len(span))
-        if not todo:
-            return
-        try:
-            self._measure(span, batch, todo)
-        except (RuntimeError, MemoryError) as error:
-            if len(span) < 2 or not out_of_memory(error):
-                raise
-        else:
-            return
-        self._session.forget()
-        middle = (span.start + span.stop) // 2
-        for half in span.split_at([middle]):
-            inside = slice(half.start - span.start, half.stop - span.start)
-            self.measure(half, (batch[0][inside], batch[1][inside]), cells)
+    def cost(self, cell: GroupCell) -> float:
+        """Share of a pass that replay computes."""
+        modules = _modules(self._wanted[cell], cell.part)
+        return max((self._rests[m.name] for m in modules), default=1.0)
 
-    def _measure(self, span: Span, batch: Batch, todo: _Wanted) -> None:
+    def measure(self, span: Span, batch: Batch, todo: Sequence[GroupCell], limit: Deadline) -> None:
+        """Record the outcomes of cells on a batch."""
         images, labels = batch
+        exact = self.exact(lambda: self._replay_is_exact(images))
         reference = recorded(self._session, images)
-        alone = [(g, c) for g, c in todo if c.direction is Direction.ALONE]
-        for cell, logits in self._logits(alone, Direction.ALONE):
-            self._keep(cell, span, GroupOutcome(outcome_of(reference, logits, labels)))
+        for cell in (c for c in todo if c.direction is Direction.ALONE):
+            limit.check()
+            found = GroupOutcome(outcome_of(reference, self._logits(cell, exact=exact), labels))
+            self._ledger.record(cell, span, found)
         self._unharmed()
-        spared = [(g, c) for g, c in todo if c.direction is Direction.SPARED]
-        for name, part in dict.fromkeys((c.format, c.part) for _, c in spared):
+        spared = [c for c in todo if c.direction is Direction.SPARED]
+        for name, part in dict.fromkeys((c.format, c.part) for c in spared):
             whole = self._session.record(images, self._all(name, part))
-            some = [(g, c) for g, c in spared if (c.format, c.part) == (name, part)]
-            for cell, logits in self._logits(some, Direction.SPARED):
+            for cell in (c for c in spared if (c.format, c.part) == (name, part)):
+                limit.check()
+                logits = self._logits(cell, exact=exact)
                 found = GroupOutcome(
                     outcome_of(reference, logits, labels),
                     recovery_of(reference, whole, logits, labels),
                 )
-                self._keep(cell, span, found)
+                self._ledger.record(cell, span, found)
             self._unharmed()
 
-    def _logits(self, cells: _Wanted, direction: Direction) -> Iterable[tuple[GroupCell, Tensor]]:
-        """Logits of each cell, by replay where it gives the full pass's bit for bit."""
-        checked = cells[:: max(1, len(cells) // _CHECKED)][:_CHECKED]
-        if direction not in self._exact and cells:
-            self._exact[direction] = all(self._agrees(g, c) for g, c in checked)
-        for group, cell in cells:
-            visits = self._visits(group, cell)
-            if self._exact[direction]:
-                yield cell, self._session.replay(visits, _modules(group, cell.part))
-            else:
-                yield cell, self._session.full(visits)
-
-    def _agrees(self, group: Group, cell: GroupCell) -> bool:
+    def _logits(self, cell: GroupCell, *, exact: bool) -> Tensor:
+        """Logits of a cell, by replay where it gives the full pass's bit for bit."""
+        group = self._wanted[cell]
         visits = self._visits(group, cell)
-        replayed = self._session.replay(visits, _modules(group, cell.part))
-        return torch.equal(replayed, self._session.full(visits))
+        if exact:
+            return self._session.replay(visits, _modules(group, cell.part))
+        return self._session.full(visits)
 
-    def _keep(self, cell: GroupCell, span: Span, found: GroupOutcome) -> None:
-        self._ledger.record(cell, span, found)
-        self._progress.advance(len(span), cell.group)
+    def _replay_is_exact(self, images: Tensor) -> bool:
+        """Whether replay gives the full pass's logits bit for bit, on some cells each way."""
+        remembered = None
+        for direction in Direction:
+            cells = [cell for cell in self._wanted if cell.direction is direction]
+            for cell in cells[:: max(1, len(cells) // _CHECKED)][:_CHECKED]:
+                spared = direction is Direction.SPARED
+                before = (cell.format, cell.part) if spared else ("", None)
+                if before != remembered:
+                    visits = self._all(cell.format, cell.part) if spared else {}
+                    self._session.record(images, visits)
+                    remembered = before
+                replayed = self._logits(cell, exact=True)
+                if not torch.equal(replayed, self._logits(cell, exact=False)):
+                    return False
+        return True
 
     def _unharmed(self) -> None:
         if not self._session.unharmed():

@@ -6,8 +6,9 @@ machine, less memory) can continue where an interrupted run stopped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 from vitsense.sensitivity.result import Cell, Outcome
 
@@ -57,9 +58,13 @@ class Ledger:
     """
 
     def __init__(
-        self, known: Iterable[Entry] = (), keep: Callable[[Entry], None] = lambda _entry: None
+        self,
+        known: Iterable[Entry] = (),
+        keep: Callable[[Entry], None] = lambda _entry: None,
+        others: Callable[[], Iterable[Entry]] = tuple,
     ) -> None:
         self._keep = keep
+        self._others = others
         self._outcomes: dict[Cell, dict[Span, Outcome]] = {}
         for entry in known:
             self.add(entry)
@@ -68,6 +73,11 @@ class Ledger:
         """Keep new outcomes, durably first."""
         self._keep(entry)
         self.add(entry)
+
+    def meet(self) -> None:
+        """Know what the other processes of the run have measured since the last time."""
+        for entry in self._others():
+            self.add(entry)
 
     def add(self, entry: Entry) -> None:
         """Know outcomes that are kept already; of two overlapping ones, the earlier stays."""
@@ -83,12 +93,7 @@ class Ledger:
 
     def knows(self, cell: Cell, span: Span) -> bool:
         """Whether the cell was measured on every image of ``span``."""
-        mine = self._outcomes.get(cell, {})
-        if span in mine:
-            return True
-        inside = [s for s in mine if s.start < span.stop and span.start < s.stop]
-        covered = sum(min(s.stop, span.stop) - max(s.start, span.start) for s in inside)
-        return covered == len(span)
+        return _covered(self._outcomes.get(cell, {}), span)
 
     def outcome(self, cell: Cell, span: Span) -> Outcome | None:
         """The sum over ``span``; None if some of its images are missing.
@@ -109,3 +114,67 @@ class Ledger:
         mine = self._outcomes.get(cell, {})
         parts = [mine[span] for span in sorted(mine)]
         return sum(parts[1:], start=parts[0]) if parts else None
+
+
+class _Sum(Protocol):
+    """What adds up over images."""
+
+    def __add__(self, other: Any, /) -> Any:
+        """Over the images of both."""
+
+
+Key = TypeVar("Key", bound=Hashable)
+Sum = TypeVar("Sum", bound=_Sum)
+
+
+class SpanSums(Generic[Key, Sum]):
+    """Sums by key and span of images, and where new ones are kept; see `Ledger`."""
+
+    def __init__(
+        self,
+        known: Iterable[tuple[Key, Span, Sum]] = (),
+        keep: Callable[[Key, Span, Sum], None] = lambda *_: None,
+        others: Callable[[], Iterable[tuple[Key, Span, Sum]]] = tuple,
+    ) -> None:
+        self._found: dict[Key, dict[Span, Sum]] = {}
+        self._keep = keep
+        self._others = others
+        for found in known:
+            self.add(*found)
+
+    def record(self, key: Key, span: Span, value: Sum) -> None:
+        """Keep a new sum, durably first."""
+        self._keep(key, span, value)
+        self.add(key, span, value)
+
+    def add(self, key: Key, span: Span, value: Sum) -> None:
+        """Know a sum that is kept already; of two overlapping ones, the earlier stays."""
+        mine = self._found.setdefault(key, {})
+        if not any(s.start < span.stop and span.start < s.stop for s in mine):
+            mine[span] = value
+
+    def meet(self) -> None:
+        """Know what the other processes of the run have measured since the last time."""
+        for found in self._others():
+            self.add(*found)
+
+    def knows(self, key: Key, span: Span) -> bool:
+        """Whether every image of ``span`` is in a sum."""
+        return _covered(self._found.get(key, {}), span)
+
+    def total(self, key: Key) -> Sum | None:
+        """The sum over all images of a key, in their order; None where there are none."""
+        mine = self._found.get(key, {})
+        spans = sorted(mine)
+        if not spans:
+            return None
+        total = mine[spans[0]]
+        for span in spans[1:]:
+            total = total + mine[span]
+        return total
+
+
+def _covered(known: Iterable[Span], span: Span) -> bool:
+    """Whether spans that do not overlap hold every image of ``span``."""
+    inside = [s for s in known if s.start < span.stop and span.start < s.stop]
+    return sum(min(s.stop, span.stop) - max(s.start, span.start) for s in inside) == len(span)

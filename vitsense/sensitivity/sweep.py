@@ -11,24 +11,27 @@ from vitsense.deadline import Deadline, TimeIsUpError
 from vitsense.formats import FormatLike
 from vitsense.observe import ReplaySession, preserved
 from vitsense.progress import NO_PROGRESS, Progress
-from vitsense.sensitivity.ledger import Ledger, Span
-from vitsense.sensitivity.meter import Batch, Meter, outcome_of, recorded
+from vitsense.sensitivity.ledger import Ledger, Span, SpanSums
+from vitsense.sensitivity.meter import Batch, Meter, finite, outcome_of
+from vitsense.sensitivity.portions import Job, Supply, looks, measure_in_portions
 from vitsense.sensitivity.quantizers import Quantizers, supports
 from vitsense.sensitivity.result import Cell, Measured, Outcome
 from vitsense.settings import Part
 from vitsense.sites import SiteCatalog
+from vitsense.team import ALONE, Team
 
 
 def measure_exact(
     model: nn.Module,
     catalog: SiteCatalog,
     quantizers: Quantizers,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Supply,
     *,
     bits: Sequence[FormatLike],
     parts: Sequence[Part] = (Part.BOTH,),
     ledger: Ledger | None = None,
     deadline: Deadline | None = None,
+    team: Team = ALONE,
     progress: Progress = NO_PROGRESS,
 ) -> list[Measured]:
     """Measure every module x width x part on all images of ``batches``.
@@ -41,11 +44,13 @@ def measure_exact(
         model: Any image classifier.
         catalog: Its sites.
         quantizers: Its grids.
-        batches: Images and labels, always in the same order.
+        batches: Images and labels, always in the same order. Several processes share the work of
+            a `Supply`; of an iterable, they share the work of each batch.
         bits: Widths.
         parts: What is quantized.
         ledger: What earlier, interrupted work already measured, and where new results are kept.
         deadline: Measuring stops there; cells have then seen fewer images, or none.
+        team: The processes that share the work.
         progress: Told of every module.
 
     Raises:
@@ -53,17 +58,25 @@ def measure_exact(
     """
     ledger = Ledger() if ledger is None else ledger
     wanted = measurable(catalog, bits, parts)
-    done = 0
+    largest = batches.largest if isinstance(batches, Supply) else 2**31
     with (
         suppress(TimeIsUpError),
         Meter.open(
-            model, catalog, quantizers, ledger, deadline=deadline, progress=progress
+            model,
+            catalog,
+            quantizers,
+            ledger,
+            largest=largest,
+            deadline=deadline,
+            team=team,
+            progress=progress,
         ) as meter,
     ):
-        for images, labels in batches:
-            span = Span(done, done + len(labels))
-            meter.measure([span], slices_of((images, labels), span), wanted)
-            done = span.stop
+        if isinstance(batches, Supply):
+            meter.measure([Span(0, batches.images)], batches.spans, wanted)
+        else:
+            for span, read in looks(batches):
+                meter.measure([span], slices_of(read(), span), wanted)
     return [
         measured(cell, ledger, wanted.get(cell.module, ())) for cell in cells(catalog, bits, parts)
     ]
@@ -116,30 +129,54 @@ def measure_joint(
     model: nn.Module,
     catalog: SiteCatalog,
     quantizers: Quantizers,
-    batches: Iterable[Batch],
+    batches: Iterable[Batch] | Supply,
     plans: Mapping[str, Mapping[str, FormatLike]],
     *,
     part: Part = Part.BOTH,
+    ledger: SpanSums[str, Outcome] | None = None,
     deadline: Deadline | None = None,
+    team: Team = ALONE,
     progress: Progress = NO_PROGRESS,
 ) -> dict[str, Outcome]:
     """The outcome of whole plans: module name -> bits or format, all quantized at once.
 
     After a deadline the outcomes are of the images up to there, at least of the first batch.
+    Nothing is remembered of a pass, so that less memory is taken than by single modules.
+
+    Args:
+        model: Any image classifier.
+        catalog: Its sites.
+        quantizers: Its grids.
+        batches: Images and labels, always in the same order; see `measure_exact`.
+        plans: By name; the ledger knows them by these names.
+        part: What is quantized.
+        ledger: What earlier, interrupted work already measured, and where new results are kept.
+        deadline: Measuring stops there.
+        team: The processes that share the work.
+        progress: Told of every plan.
 
     Raises:
         MeasurementError: the full-precision model gives logits that are not finite.
     """
-    totals: dict[str, Outcome] = {name: Outcome() for name in plans}
+    sums = SpanSums[str, Outcome]() if ledger is None else ledger
     visits = {name: quantizers.joint(bits, part) for name, bits in plans.items()}
     with preserved(model), ReplaySession.open(model, catalog) as session:
-        for images, labels in batches:
-            reference = recorded(session, images)
-            for name in plans:
+
+        def measure(span: Span, batch: Batch, todo: Sequence[str], limit: Deadline) -> None:
+            reference = finite(session.show(batch[0]))
+            for name in todo:
+                limit.check()
                 logits = session.full(visits[name])
-                totals[name] = totals[name] + outcome_of(reference, logits, labels)
-                progress.advance(len(labels), name)
-            if deadline is not None and deadline.passed:
-                deadline.came = True
-                break
-    return totals
+                sums.record(name, span, outcome_of(reference, logits, batch[1]))
+
+        job = Job(
+            things=list(plans),
+            sums=sums,
+            cost=lambda _name: 1.0,
+            measure=measure,
+            forget=session.forget,
+        )
+        measure_in_portions(
+            job, batches, team=team, deadline=deadline or Deadline(), progress=progress, sure=True
+        )
+    return {name: sums.total(name) or Outcome() for name in plans}
