@@ -1,0 +1,107 @@
+"""DESIGN 6.3 and 6.6: the tables of one process on two, also after one of them was killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from team_jobs import MODES, command, in_two_processes
+
+from vitsense import cli
+from vitsense.runfolder import RunFolder
+
+TABLES = (
+    "sensitivity", "groups", "joint", "estimates", "causes", "predictors", "pareto", "statistics",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process in every mode."""
+    folder = tmp_path_factory.mktemp("one")
+    for mode in MODES:
+        assert cli.run(command(mode, folder / mode)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(one: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The same with two processes; the exact one continues what one process has begun."""
+    folder = tmp_path_factory.mktemp("two")
+    begun = RunFolder.at(folder / "exact")
+    state = (one / "exact" / "state.jsonl").read_text().splitlines(keepends=True)
+    (begun.path / "state.jsonl").write_text("".join(state[: len(state) // 3]))
+    record = RunFolder.open(one / "exact").read_run()
+    begun.write_run({**record, "status": "interrupted"})
+    return folder, in_two_processes(folder, *MODES, "killed", "silent", "failing", "mistaken")
+
+
+def assert_same(one: Path, two: Path) -> None:
+    for name in TABLES:
+        assert (one / f"{name}.csv").read_bytes() == (two / f"{name}.csv").read_bytes(), name
+    assert (one / "plan.json").read_bytes() == (two / "plan.json").read_bytes()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_write_the_tables_of_one_byte_for_byte(one: Path, two, mode: str) -> None:
+    folder, found = two
+    codes, text = found[mode]
+    assert codes == [0, 0], text
+    assert_same(one / mode, folder / mode)
+    run = RunFolder.open(folder / mode)
+    assert run.read_run()["provenance"]["processes"] == 2
+    assert run.read_run()["status"] == "complete"
+    assert text.count("Run folder:") == 1  # only one of them speaks
+
+
+def test_both_measure_about_half_and_nothing_twice(one: Path, two) -> None:
+    folder, _ = two
+    kept = [
+        [json.loads(line) for line in (folder / "adaptive" / name).read_text().splitlines()]
+        for name in ("state.jsonl", "state-1.jsonl")
+    ]
+    whole = (one / "adaptive" / "state.jsonl").read_text().splitlines()
+    assert sorted(map(json.dumps, kept[0] + kept[1])) == sorted(
+        json.dumps(json.loads(line)) for line in whole
+    )
+    assert 0.3 < len(kept[0]) / len(whole) < 0.7
+
+
+def test_one_that_is_killed_is_named_and_one_process_continues_to_the_same_tables(
+    one: Path, two
+) -> None:
+    folder, found = two
+    codes, text = found["killed"]
+    assert codes == [130, -9]
+    assert "Rank 1 of 2 ended without a word" in text
+    assert "Nothing that was measured is lost" in text
+    assert "torchrun --nproc-per-node=2 -m vitsense analyze --model zoo/glyph_resnet" in text
+    assert text.count("Error:") == 1
+    run = RunFolder.open(folder / "killed")
+    assert run.read_run()["status"] == "interrupted"
+    before = run.read_state()
+    assert any("group" in record for record in before)
+    assert cli.run(command("adaptive", folder / "killed")) == 0
+    assert_same(one / "adaptive", folder / "killed")
+    again = [json.dumps(record) for record in run.read_state()]
+    assert len(again) == len(set(again)) > len(before)
+
+
+def test_one_that_gives_no_sign_of_life_is_not_waited_for(two) -> None:
+    codes, text = two[1]["silent"]
+    assert codes[0] == 130
+    assert "Rank 1 of 2 gave no sign of life for 6 s." in text
+
+
+def test_an_error_of_one_is_said_by_that_one_alone(two) -> None:
+    codes, text = two[1]["failing"]
+    assert codes == [130, 4]
+    assert text.count("planted") == 1
+    assert text.count("Error:") == 1
+
+
+def test_a_mistake_that_all_make_is_said_once(two) -> None:
+    codes, text = two[1]["mistaken"]
+    assert codes == [2, 2]
+    assert text.count("--bits has 1") == 1
