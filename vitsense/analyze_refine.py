@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import nn
 
-from vitsense.analyze_kept import KeptCompany
 from vitsense.deadline import Deadline, TimeIsUpError
 from vitsense.formats import format_of
 from vitsense.plan.budget import Budget, BudgetKind
@@ -22,7 +21,7 @@ from vitsense.plan.predict import DropModel
 from vitsense.plan.refine import Company, Formats, Refined, Search, neighbours, refine
 from vitsense.plan.solve import Assignment, Problem, uniform, within
 from vitsense.progress import NO_PROGRESS, Progress
-from vitsense.sensitivity.company import Companions, plan_digest
+from vitsense.sensitivity.company import Companions, CompanyMemory, plan_digest
 from vitsense.sensitivity.ledger import Span
 from vitsense.sensitivity.meter import Batch
 from vitsense.sensitivity.portions import unopened
@@ -30,7 +29,7 @@ from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.work import rests
 from vitsense.settings import AnalyzeSettings
 from vitsense.sites import SiteCatalog
-from vitsense.team import Team
+from vitsense.team import ALONE, Team
 
 _FEWEST = 16
 """Images at once, and for exchanges at first."""
@@ -49,10 +48,10 @@ class RefineStage:
     images: int
     """Calibration images."""
     settings: AnalyzeSettings
-    memory: KeptCompany
+    memory: CompanyMemory
     deadline: Deadline
-    team: Team
     progress: Progress
+    team: Team = ALONE
 
 
 def refined(

@@ -49,6 +49,9 @@ class CompanyMemory:
         """Keep what a whole plan gave."""
         self.values[digest, span] = values
 
+    def meet(self) -> None:
+        """Know what other processes of the run have measured; here there are none."""
+
 
 def plan_digest(plan: Formats, part: Part) -> str:
     """The same for equal plans of equal parts, in any order."""
