@@ -20,12 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 SETTINGS = ["--model", "zoo/glyph_resnet", "--calibration", "8", "--batch-size", "12"]
-SETTINGS += ["--weight-range", "minmax", "--activation-range", "minmax"]
+SETTINGS += ["--refine-images", "4", "--weight-range", "minmax", "--activation-range", "minmax"]
 SETTINGS += ["--device", "cpu", "--no-report", "--progress", "plain"]
 MODES = {
-    "exact": ["--mode", "exact", "--images", "30", "--bits", "4", "--by", "none"],
-    "adaptive": ["--mode", "adaptive", "--images", "36", "--bits", "4,2"],
-    "fast": ["--mode", "fast", "--images", "30", "--bits", "4"],
+    "exact": ["--mode", "exact", "--images", "18", "--bits", "4", "--by", "none"],
+    "adaptive": ["--mode", "adaptive", "--images", "34", "--bits", "4,2"],
+    "fast": ["--mode", "fast", "--images", "18", "--bits", "4"],
 }
 
 
@@ -58,19 +58,20 @@ def _analyze(mode: str) -> Callable[[Path, int], int]:
 
 
 def _killed(folder: Path, rank: int) -> int:
-    """The second process is killed in the middle of its part of the groups."""
+    """The second process is killed in the middle of its part of the modules."""
     from vitsense import cli
     from vitsense.runfolder import RunFolder
 
-    append = RunFolder.append_state
+    append, kept = RunFolder.append_state, []
 
     def append_or_die(self: RunFolder, record: dict) -> None:
         append(self, record)
-        if rank == 1 and "group" in record:
+        kept.append(record)
+        if rank == 1 and len(kept) == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
     RunFolder.append_state = append_or_die
-    return cli.run(command("adaptive", folder / "killed"))
+    return cli.run(command("exact", folder / "killed"))
 
 
 def _silent(folder: Path, rank: int) -> int:

@@ -137,21 +137,28 @@ def _emit_forecast(settings: AnalyzeSettings, *, probe: bool, as_json: bool) -> 
     from vitsense.dry_run import forecast
     from vitsense.quantities import size_text
 
-    found = forecast(settings, probe=probe)
+    processes = session().place.size
+    found = forecast(settings, probe=probe, processes=processes)
     if as_json:
         emit_json("dry-run", {"models": [one.to_json() for one in found]})
         return
+    together = f" on {processes} processes" if processes > 1 else ""
     for one in found:
         time = "unknown (use --probe)" if one.seconds is None else clock_text(one.seconds)
         emit(
-            f"{one.model}: {one.cells} cells on up to {one.images} images, worth {one.passes:g} "
-            f"forward passes of all images (--mode {settings.mode.value}); time {time}; "
+            f"{one.model}: {one.cells} cells on up to {one.images} images; the run is worth about "
+            f"{one.passes:g} forward passes of all images, at most {one.most:g} "
+            f"(--mode {settings.mode.value}); time {time}{together}; "
             f"memory {size_text(one.memory_bytes)} in batches of {one.batch}; "
             f"disk {size_text(one.disk_bytes)}"
         )
+        for stage, passes in one.stages.items():
+            emit(f"  {stage}: {passes:g} passes")
+        if one.alternatives:
+            emit("  cheaper:")
         for option, passes in one.alternatives.items():
-            emit(f"  {option}: {passes:g} passes")
-    emit("Whole plans come on top: about 15 passes. Nothing was measured.")
+            emit(f"    {option}: {passes:g} passes")
+    emit("Nothing was measured.")
 
 
 @contextmanager

@@ -8,19 +8,23 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from small_models import images, tiny_resnet
 
 from vitsense.analyze import run_analysis
 from vitsense.deadline import Deadline
 from vitsense.discover import find_sites
-from vitsense.errors import MeasurementError, UserInputError
+from vitsense.errors import TooLittleTimeError, UserInputError
 from vitsense.quantities import bytes_of, seconds_of, size_text
 from vitsense.runfolder import RunFolder
 from vitsense.sensitivity.adaptive import measure_adaptive
 from vitsense.sensitivity.doubt import doubts
+from vitsense.sensitivity.group_sweep import measure_groups
+from vitsense.sensitivity.groups import groups_of
 from vitsense.sensitivity.quantizers import Quantizers
-from vitsense.sensitivity.sweep import OUT_OF_TIME, measure_exact
-from vitsense.settings import AnalyzeSettings, ModelRequest, QuantSettings
+from vitsense.sensitivity.sweep import OUT_OF_TIME, measure_exact, measure_joint
+from vitsense.sensitivity.variants import Variant, measure_variants
+from vitsense.settings import AnalyzeSettings, By, ModelRequest, Part, QuantSettings
 from vitsense.statistics.collect import collect_statistics
 
 SETTINGS = AnalyzeSettings(
@@ -67,11 +71,50 @@ def test_an_exact_sweep_cut_short_reports_the_images_it_saw(prepared) -> None:
     assert seen == [8] * 6 + [4] * 8
 
 
+def test_groups_that_time_left_out_say_so_and_the_others_are_measured(prepared) -> None:
+    groups = groups_of(prepared[1], By.MODULE)
+    labels = torch.arange(4)
+    cut = measure_groups(
+        *prepared, [(images(4), labels)] * 3, groups, formats=(4,), deadline=ticking(40)
+    )
+    seen = [0 if m.found is None else m.found.outcome.n for m in cut]
+    # 40 looks at the clock: all of the first batch (29 cells), 11 of the second
+    assert seen == [8] * 11 + [4] * 18
+    none = measure_groups(
+        *prepared, [(images(4), labels)], groups, formats=(4,), deadline=ticking(0)
+    )
+    assert {m.reason for m in none} == {OUT_OF_TIME}
+
+
+def test_whole_plans_see_the_first_batch_whatever_the_deadline(prepared) -> None:
+    names = [m.name for m in prepared[1]]
+    plans = {f"{bits}": dict.fromkeys(names, bits) for bits in (8, 4)}
+    batches = [(images(4), torch.arange(4))] * 3
+    late = ticking(0)
+    found = measure_joint(*prepared, batches, plans, deadline=late)
+    assert [outcome.n for outcome in found.values()] == [4, 4]
+    assert late.came
+    found = measure_joint(*prepared, batches, plans, deadline=ticking(3))
+    assert [outcome.n for outcome in found.values()] == [12, 8]
+
+
+def test_remedies_that_time_left_out_are_left_out(prepared) -> None:
+    module = next(iter(prepared[1]))
+    variants = {
+        name: Variant(module, prepared[2].visits(module, name, Part.BOTH))
+        for name in ("int8", "int4")
+    }
+    batches = [(images(4), torch.arange(4))]
+    found = measure_variants(*prepared[:2], batches, variants, deadline=ticking(1))
+    assert list(found) == ["int8"]
+
+
 def test_a_cut_run_is_not_complete_and_continues_to_the_same_tables(tmp_path: Path) -> None:
     whole = run_analysis(SETTINGS, out=tmp_path / "whole")
     cut = dataclasses.replace(SETTINGS, budget_time=1e-6)
-    with pytest.raises(MeasurementError, match="time budget ended before"):
+    with pytest.raises(TooLittleTimeError, match="time budget ended before") as raised:
         run_analysis(cut, out=tmp_path / "cut")
+    assert raised.value.exit_code == 2  # the budget is wrong, not the model
     run = RunFolder.open(tmp_path / "cut")
     assert run.read_run()["status"] == "interrupted"
     assert set(run.table("sensitivity")["reason"]) == {OUT_OF_TIME}

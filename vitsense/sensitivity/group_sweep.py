@@ -130,6 +130,36 @@ def measure_groups(
     return [_found(group, cell, reason, ledger.total(cell)) for group, cell, reason in cells]
 
 
+def passes_of_groups(
+    catalog: SiteCatalog,
+    groups: Sequence[Group],
+    formats: Sequence[str],
+    parts: Sequence[Part],
+    directions: Sequence[Direction],
+) -> tuple[float, float]:
+    """Forward passes that measuring groups is worth for each image, and checks for one of a batch.
+
+    They count by multiplications: full precision, everything quantized for every format and part
+    that groups are spared in, and of each cell what comes with or after its first module.
+    """
+    left = rests(catalog)
+    every = _cells(everything(catalog), groups, formats, parts, directions)
+    costs = {
+        cell: max((left[m.name] for m in _modules(group, cell.part)), default=1.0)
+        for group, cell, reason in every
+        if not reason
+    }
+    spared = {(c.format, c.part) for c in costs if c.direction is Direction.SPARED}
+    checks = 0.0
+    for direction in Direction:
+        some = [cell for cell in costs if cell.direction is direction]
+        chosen = some[:: max(1, len(some) // _CHECKED)][:_CHECKED]
+        alone = direction is Direction.ALONE
+        checks += 1 if alone else len({(c.format, c.part) for c in chosen})
+        checks += sum(1 + costs[cell] for cell in chosen)
+    return 1 + len(spared) + sum(costs.values()), checks
+
+
 def _found(group: Group, cell: GroupCell, reason: str, found: GroupOutcome | None) -> MeasuredGroup:
     if found is None and not reason:
         reason = OUT_OF_TIME

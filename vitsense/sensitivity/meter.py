@@ -24,7 +24,7 @@ from vitsense.team import ALONE, Team, Verdict
 Batch = tuple[Tensor, Tensor]
 """Images `(B, 3, H, W)` and labels `(B,)`; -1 where there is no label."""
 
-_CHECKED = 4
+CHECKED = 4
 """Modules on which replay is compared with the full pass before a sweep."""
 
 
@@ -279,8 +279,8 @@ class Meter:
         """Whether replay gives the full pass's logits bit for bit, on modules over the model."""
         narrowest = min((c for w in cells.values() for c in w), key=lambda c: (c.bits, c.format))
         modules = self._catalog.modules
-        step = max(1, len(modules) // _CHECKED)
-        for module in modules[step // 2 :: step][:_CHECKED]:
+        step = max(1, len(modules) // CHECKED)
+        for module in modules[step // 2 :: step][:CHECKED]:
             visits = self._quantizers.visits(module, narrowest.format, Part.BOTH)
             replayed = self._session.replay(visits, module)
             if not torch.equal(replayed, self._session.full(visits)):
