@@ -38,7 +38,7 @@ Exit codes:
   2    an argument, or the content of a file, is wrong
   3    weights, data, a run or a plan cannot be found or reached
   4    internal error, or a model that cannot be measured
-  130  interrupted (Ctrl-C or SIGTERM); the same command continues
+  130  interrupted (Ctrl-C or SIGTERM), or another process was lost; the same command continues
 
 Results go to standard output; progress, notes and errors to standard error. NO_COLOR is honoured.
 """

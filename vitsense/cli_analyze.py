@@ -93,6 +93,9 @@ def analyze(
     Without labels, agreement with the full-precision model takes the place of accuracy.
 
     The same command continues an interrupted run; --out with other settings is refused.
+
+    Several processes or GPUs share the work, with the same numbers:
+    torchrun --nproc-per-node=4 -m vitsense analyze ...
     """
     settings = settings_from(**values)
     if dry_run:
