@@ -110,7 +110,7 @@ def _ended(session: Session, error: BaseException) -> int:
     """Say why the command ended, once, and give its exit code."""
     code, sentence = _explained(session, error)
     if sentence and session.speaks:
-        if session.debug and not isinstance(error, KeyboardInterrupt):
+        if session.debug and not isinstance(error, (KeyboardInterrupt, click.Abort)):
             say("".join(traceback.format_exception(error)))
         say(sentence)
     return code
