@@ -22,6 +22,7 @@ MARKERS = ("o", "s", "^", "D")
 """A second cue beside the hue."""
 
 _LONGEST = 48  # characters of a name in a legend
+_NARROW = 14  # characters of one of its lines in a narrow panel
 
 INK = "#1b1f24"
 """Text and axes; becomes ``currentColor`` in HTML."""
@@ -125,11 +126,23 @@ def no_ticks() -> Any:
     return NullLocator()
 
 
+def _broken(name: str) -> str:
+    """A name on lines that fit a narrow panel, broken after dots, dashes and underscores."""
+    lines = [""]
+    for part in re.findall(rf"[^._-]{{1,{_NARROW}}}[._-]?|[._-]", name):
+        if len(lines[-1]) + len(part) > _NARROW:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line for line in lines if line)
+
+
 def legend(axes: Axes, names: Sequence[str], *, inside: bool = False) -> None:
     """One entry per model, in its colour and marker, above the axes or in empty ones."""
     from matplotlib.lines import Line2D
 
     names = [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…" for name in names]
+    if inside:
+        names = [_broken(name) for name in names]
     handles = [
         Line2D([], [], color=COLOURS[i % 4], marker=MARKERS[i % 4], markersize=4, label=name)
         for i, name in enumerate(names)
