@@ -28,7 +28,7 @@ from vitsense.numerics.fake_quant import fake_quantize
 from vitsense.numerics.grid import Format, PerChannel
 from vitsense.numerics.ranges import RangeMethod, grid_from_tensor
 from vitsense.plan.plan import Plan
-from vitsense.settings import Granule, QuantSettings
+from vitsense.settings import Granule, ProbsGrid, QuantSettings
 from vitsense.statistics.collect import collect_statistics
 
 
@@ -212,8 +212,11 @@ def test_formats_without_integer_codes_are_refused_or_left_in_float() -> None:
     rows = [replace(m, weight=None, activation=None) for m in plan_of(catalog, (8,)).modules]
     rows[3] = replace(rows[3], bits=4, weight="mxfp4", activation="mxfp4")
     plan = Plan(modules=tuple(rows))
-    with pytest.raises(UserInputError, match=r"2 sites have a format without .*mxfp4.*--fallback"):
+    with pytest.raises(UserInputError, match=r"2 sites have .*\(2 mxfp4\), first .*--fallback"):
         fix_model(model, catalog, plan, [images(2)], QuantSettings())
     fixed = fix_model(model, catalog, plan, [images(2)], QuantSettings(), fallback=True)
     assert set(fixed.left) == {f"{rows[3].name}:weight", f"{rows[3].name}:input"}
     assert not set(fixed.left) & set(fixed.formats)
+    powers = QuantSettings(attention_probs=ProbsGrid.LOG2)
+    with pytest.raises(UserInputError, match=r"2 powers of two.*attention_probs"):
+        fix_model(model, catalog, plan_of(catalog, (8,)), [images(2)], powers)

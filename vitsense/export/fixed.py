@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from vitsense.errors import SiteMismatchError, UserInputError
 from vitsense.numerics.fake_quant import dequantize, fake_quantize, quantize
 from vitsense.numerics.grid import Format, Grid
+from vitsense.numerics.log2 import Log2Grid
 from vitsense.observe import Visit, observing, preserved
 from vitsense.plan.plan import ModulePlan, Plan
 from vitsense.sensitivity.groups import includes
@@ -188,16 +190,18 @@ def fix_model(
         tensor = tensors[site.id] if site.is_weight else torch.empty(0)
         grid = quantizers.grid(site, name, tensor)
         if not isinstance(grid, Grid):
-            left[site.id] = grid.format.name
+            logarithmic = isinstance(grid, Log2Grid)
+            left[site.id] = "powers of two" if logarithmic else grid.format.name
         elif site.is_weight:
             weights[site.id] = FixedWeight(quantize(tensor, grid), grid)
         else:
             activations[site.id] = grid
     if left and not fallback:
         first = next(iter(left))
+        counted = ", ".join(f"{n} {name}" for name, n in Counter(left.values()).items())
         raise UserInputError(
-            f"{len(left)} sites have a format without evenly spaced integer codes, first {first} "
-            f"({left[first]}): exported files hold integers. Plan with integer formats, or leave "
+            f"{len(left)} sites have a format without evenly spaced integer codes ({counted}), "
+            f"first {first}: exported files hold integers. Plan with integer formats, or leave "
             "these sites in float with --fallback."
         )
     return FixedModel(model, catalog, weights, activations, left)
