@@ -85,8 +85,8 @@ class Arithmetic:
     """The torch model against itself in double precision: what rounding of sums alone changes.
 
     Where values are rounded to few levels, one that lies between two of them is moved by a whole
-    step when the last bit of a sum changes, and the layers behind amplify it. No file can agree
-    better with the model than the model with itself.
+    step when the last bit of a sum changes, and the layers behind amplify it. A file cannot be
+    expected to agree better with the model than the model with itself.
     """
 
     images: int

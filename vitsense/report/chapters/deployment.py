@@ -84,7 +84,7 @@ def _compared(entry: Mapping[str, Any]) -> list[Block]:
                 text="For comparison, the torch model with itself in double precision: "
                 f"{own['same_top1']} of {own['images']} images get the same class, logits differ "
                 f"by at most {short(own['largest'])}. Where few levels are left, the last bit of a "
-                "sum decides between two of them, and no file can agree better than that."
+                "sum decides between two of them, and a file cannot be expected to agree better."
             )
         )
     wider = [site for site in entry["sites"] if site["note"]]
