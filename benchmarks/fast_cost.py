@@ -1,14 +1,19 @@
-"""What mode fast costs and how well it ranks modules, against the measured divergence.
+"""What modes fast and hessian cost and how well they rank modules, against the measured divergence.
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/fast_cost.py zoo/glyph_swin zoo/glyph_resnet
     OMP_WAIT_POLICY=PASSIVE python benchmarks/fast_cost.py deit_t --checkpoint FILE --data FOLDER
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/fast_cost.py swin_t --weights random --modelopt
 
 Printed for each model: the cost of one estimate of all modules at all widths, in F (a plain forward
 of the same images), and the rank correlation (Spearman, 95 % interval of Bonett and Wright) of the
-estimates with the measured divergence, for each width. The two are timed in turn, batch by batch,
-in one process; time is process CPU time, which other programs disturb least. Grids are made before.
-The half-split column is the rank correlation of the measured divergence of one half of the images
-with the other's: no estimate can be expected to rank better than the measurement itself.
+estimates with the measured divergence, for each width. Costs are process CPU time, which other
+programs disturb least, between two plain passes; grids are made before. The cost of mode fast is
+that of many images, of which three eighths are drawn; its ranks are of as many draws as a run of
+these images would make. The half-split column is the rank correlation of the measured divergence
+of one half of the images with the other's: no estimate can be expected to rank better.
+
+With --modelopt, NVIDIA ModelOpt's gradient and kl_div methods (8 and 4 bits) see the first images
+between the same plain passes; their scores and ours are compared on the modules that both have.
 """
 
 from __future__ import annotations
@@ -19,24 +24,31 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+import peer_modelopt
 import torch
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from vitsense.data import Draw, draw_images, open_source
 from vitsense.discover import find_sites
 from vitsense.models import load_model
 from vitsense.provenance import versions
+from vitsense.sensitivity.doubt import doubts
+from vitsense.sensitivity.draws import Draws
+from vitsense.sensitivity.estimate import Estimated
 from vitsense.sensitivity.fisher import estimate_fisher
-from vitsense.sensitivity.ledger import Ledger
+from vitsense.sensitivity.hessian import IMAGES_OF_A_PROBE, estimate_hessian
+from vitsense.sensitivity.ledger import Ledger, Span
 from vitsense.sensitivity.meter import Batch
 from vitsense.sensitivity.predictors import rank_correlation
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.result import Cell
 from vitsense.sensitivity.sweep import measure_exact
-from vitsense.settings import ModelRequest, QuantSettings
+from vitsense.settings import ModelRequest, QuantSettings, WeightSource
 from vitsense.sites import SiteCatalog
 from vitsense.statistics.collect import collect_statistics
 
@@ -47,12 +59,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+")
     parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--weights", choices=["hub", "random"], default="hub")
     parser.add_argument("--data")
     parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--every", type=int, default=1, help="measure every n-th module")
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4, 3, 2])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--hessian", action="store_true", help="mode hessian as well")
+    parser.add_argument("--modelopt", action="store_true", help="ModelOpt's two methods as well")
+    parser.add_argument("--peer-images", type=int, default=8, help="images of ModelOpt")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found = versions()
@@ -61,72 +77,169 @@ def main() -> None:
         f"{found['torch']}, timm {found['timm']}, {options.images} images, batch {options.batch}, "
         f"bits {options.bits}, every {options.every}. module measured"
     )
-    print("| model | cost of all widths (F) | bits | modules | Spearman | 95 % | half split |")
-    print("|---|--:|--:|--:|--:|---|--:|")
+    if options.modelopt:
+        print(f"# nvidia-modelopt {peer_modelopt.version()}, {options.peer_images} images")
+    print("| model | estimate | cost (F) | bits | modules | Spearman | 95 % | half split |")
+    print("|---|---|--:|--:|--:|--:|---|--:|")
     for name in options.models:
         rows(name, options)
 
 
+class Bench:
+    """One model with its grids and images."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        weights = WeightSource(options.weights)
+        request = ModelRequest(name=name, checkpoint=options.checkpoint, weights=weights)
+        loaded = load_model(request, CPU)
+        self.model, shape = loaded.module, loaded.preprocessing
+        source = open_source(options.data, at_most=options.images + 64)
+        calibration, evaluation = draw_images(
+            source, Draw(evaluation=options.images, calibration=64, seed=0)
+        )
+        batches = [batch for batch, _ in calibration.batches(shape, options.batch, CPU)]
+        self.catalog = find_sites(self.model, batches[0][:1])
+        table = collect_statistics(self.model, self.catalog, batches)
+        self.quantizers = Quantizers(self.catalog, table, QuantSettings(), "cpu")
+        self.bits, self.size, self.count = options.bits, options.batch, options.images
+        whole = list(evaluation.batches(shape, options.batch, CPU))
+        self.images = torch.cat([images for images, _ in whole])
+        labels = torch.cat([labels for _, labels in whole])
+        fits = int(labels.max()) < loaded.num_classes
+        self.labels = labels if fits else torch.full_like(labels, -1)
+        self.untouched = copy.deepcopy(self.model)
+        self.fast(Draws.every(2))  # makes the grids
+
+    def read(self, numbers: Sequence[int]) -> Batch:
+        """Images and labels by number."""
+        return self.images[list(numbers)], self.labels[list(numbers)]
+
+    def batches(self) -> list[Batch]:
+        """All images."""
+        spans = Span(0, self.count).steps(self.size)
+        return [self.read(range(span.start, span.stop)) for span in spans]
+
+    def plain(self, count: int) -> float:
+        """CPU seconds of a forward pass of the first images."""
+        spans = Span(0, count).steps(self.size)
+
+        def work() -> None:
+            with torch.no_grad():
+                for span in spans:
+                    self.untouched(self.images[span.start : span.stop])
+
+        return cpu(work)
+
+    def fast(self, draws: Draws) -> list[Estimated]:
+        """Estimates of mode fast from some draws."""
+        return estimate_fisher(
+            self.model,
+            self.catalog,
+            self.quantizers,
+            self.read,
+            draws,
+            bits=self.bits,
+            largest=self.size,
+        )
+
+    def doubt(self) -> NDArray[np.float64]:
+        """Nats to flip, from a plain pass."""
+        return doubts(self.model, self.read, self.count, largest=self.size)
+
+    def hessian(self) -> list[Estimated]:
+        """Estimates of mode hessian."""
+        return estimate_hessian(
+            self.model,
+            self.catalog,
+            self.quantizers,
+            Span(0, self.count).steps(IMAGES_OF_A_PROBE),
+            self.read,
+            bits=self.bits,
+        )
+
+
+def timed(bench: Bench, count: int, work: Callable[[], object], repeats: int = 1) -> float:
+    """Cost in plain passes of ``count`` images, the median of some repetitions."""
+    found = []
+    for _ in range(repeats):
+        before = bench.plain(count)
+        ours = cpu(work)
+        found.append(2 * ours / (before + bench.plain(count)))
+    return statistics.median(found)
+
+
 def rows(name: str, options: argparse.Namespace) -> None:
-    loaded = load_model(ModelRequest(name=name, checkpoint=options.checkpoint), CPU)
-    model, shape = loaded.module, loaded.preprocessing
-    source = open_source(options.data, at_most=options.images + 64)
-    calibration, evaluation = draw_images(
-        source, Draw(evaluation=options.images, calibration=64, seed=0)
-    )
-    batches = [batch for batch, _ in calibration.batches(shape, options.batch, CPU)]
-    catalog = find_sites(model, batches[0][:1])
-    table = collect_statistics(model, catalog, batches)
-    quantizers = Quantizers(catalog, table, QuantSettings(), "cpu")
-    images = list(evaluation.batches(shape, options.batch, CPU))
-    estimate_fisher(model, catalog, quantizers, images[:1], bits=options.bits)  # makes the grids
-    untouched, costs, estimates = copy.deepcopy(model), [], {}
+    bench = Bench(name, options)
+    scores: dict[str, tuple[float, Scores]] = {}
 
-    def plain(batch: torch.Tensor) -> None:
+    def fast() -> None:
+        bench.fast(Draws.by_doubt(bench.doubt(), 0, least=2))
+
+    cost = timed(bench, bench.count, fast, repeats=3)
+    scores["fast"] = cost, _scores(bench.fast(Draws.by_doubt(bench.doubt(), 0)))
+    if options.hessian:
+        kept: list[Estimated] = []
+        cost = timed(bench, bench.count, lambda: kept.extend(bench.hessian()))
+        scores["hessian"] = cost, _scores(kept)
+    if options.modelopt:
+        scores |= modelopt(bench, options)
+    some = SiteCatalog(modules=bench.catalog.modules[:: options.every])
+    measured = measure(bench, some)
+    for method, (cost, table) in scores.items():
+        for width in options.bits:
+            _row(f"{name} | {method} | {cost:.2f}", width, table, measured)
+    if options.modelopt:  # the same modules for all
+        shared = set.intersection(*(set(table) for _, table in scores.values()))
+        table = {key: value for key, value in scores["fast"][1].items() if key in shared}
+        for width in (8, 4):
+            _row(f"{name} | fast, modules of both | ", width, table, measured)
+
+
+Scores = dict[tuple[str, int], float]
+
+
+def _scores(found: list[Estimated]) -> Scores:
+    return {(e.cell.module, e.cell.bits): e.estimate.kl_nats.value for e in found if e.estimate}
+
+
+def modelopt(bench: Bench, options: argparse.Namespace) -> dict[str, tuple[float, Scores]]:
+    count = options.peer_images
+    images, labels = bench.read(range(count))
+    if (labels < 0).any():
         with torch.no_grad():
-            untouched(batch)
-
-    for batch in images:
-        before = cpu(lambda b=batch: plain(b[0]))
-        ours = cpu(
-            lambda b=batch: estimate_fisher(model, catalog, quantizers, [b], bits=options.bits)
-        )
-        after = cpu(lambda b=batch: plain(b[0]))
-        costs.append(2 * ours / (before + after))
-    for found in estimate_fisher(model, catalog, quantizers, images, bits=options.bits):
-        estimates[found.cell] = found.estimate.kl
-    some = SiteCatalog(modules=catalog.modules[:: options.every])
-    measured = measure(model, some, quantizers, images, options)
-    cost = statistics.median(costs)
-    for bits in options.bits:
-        cells = [cell for cell in measured[0] if cell.bits == bits]
-        whole = [sum(half[cell] for half in measured) for cell in cells]
-        r, low, high, _ = rank_correlation([estimates[cell] for cell in cells], whole)
-        halves = [[half[cell] for cell in cells] for half in measured]
-        split = spearmanr(*halves).statistic
-        print(
-            f"| {name} | {cost:.2f} | {bits} | {len(cells)} | {r:.3f} | {low:.3f} to {high:.3f} | "
-            f"{split:.3f} |",
-            flush=True,
-        )
+            labels = bench.untouched(images).argmax(dim=1)
+    found = {}
+    for method in peer_modelopt.METHODS:
+        before = bench.plain(count)
+        seconds, table = peer_modelopt.scores(bench.untouched, [(images, labels)], method)
+        found[f"modelopt {method}"] = 2 * seconds / (before + bench.plain(count)), table
+    return found
 
 
-def measure(
-    model: torch.nn.Module,
-    catalog: SiteCatalog,
-    quantizers: Quantizers,
-    images: list[Batch],
-    options: argparse.Namespace,
-) -> list[dict[Cell, float]]:
+def _row(head: str, bits: int, table: Scores, measured: list[dict[Cell, float]]) -> None:
+    cells = [c for c in measured[0] if c.bits == bits and (c.module, bits) in table]
+    if len(cells) < 5:
+        return
+    whole = [sum(half[cell] for half in measured) for cell in cells]
+    r, low, high, _ = rank_correlation([table[c.module, bits] for c in cells], whole)
+    split = spearmanr(*[[half[cell] for cell in cells] for half in measured]).statistic
+    print(
+        f"| {head} | {bits} | {len(cells)} | {r:.3f} | {low:.3f} to {high:.3f} | {split:.3f} |",
+        flush=True,
+    )
+
+
+def measure(bench: Bench, catalog: SiteCatalog) -> list[dict[Cell, float]]:
     """Measured divergence of every cell on each half of the batches."""
+    images = bench.batches()
     middle = max(1, len(images) // 2)
     found = []
     for half in (images[:middle], images[middle:]):
         if half:
             cells = measure_exact(
-                model, catalog, quantizers, half, bits=options.bits, ledger=Ledger()
+                bench.model, catalog, bench.quantizers, half, bits=bench.bits, ledger=Ledger()
             )
-            found.append({m.cell: m.outcome.kl for m in cells})
+            found.append({m.cell: m.outcome.kl for m in cells if m.outcome})
     return found if len(found) == 2 else found * 2
 
 

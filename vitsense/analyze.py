@@ -298,6 +298,12 @@ def warnings_of(
             f"Random weights ({', '.join(random)}): the numbers show the mechanics only and say "
             "nothing about trained models."
         )
+    if settings.mode is SweepMode.HESSIAN:
+        found.append(
+            "Divergences of single modules are estimates (mode hessian), not measurements, and "
+            "single modules have no drop. Traces of Hessians, as HAWQ-V2 uses them, rank modules "
+            "less well than --mode fast, which costs less; whole plans are measured."
+        )
     if settings.mode is SweepMode.FAST:
         found.append(
             "Divergences of single modules are estimates (mode fast), not measurements, and single "

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from vitsense.analyze_grids import seen_weights
-from vitsense.analyze_sweep import Sweep, estimate_cells
+from vitsense.analyze_sweep import Sweep, estimate_cells, hessian_cells
 from vitsense.analyze_tables import framed
 from vitsense.errors import MeasurementError
 from vitsense.numerics.fake_quant import fake_quantize
 from vitsense.numerics.floats import BlockGrid
 from vitsense.sensitivity.causes import Cause, causes_of, remedy_visits
-from vitsense.sensitivity.estimate import Estimated
+from vitsense.sensitivity.estimate import Estimated, Rated
 from vitsense.sensitivity.predictors import predictor_rows
 from vitsense.sensitivity.result import Measured, Outcome
 from vitsense.sensitivity.variants import Variant, measure_variants
-from vitsense.settings import Part
+from vitsense.settings import Part, SweepMode
 from vitsense.sites import Site, SiteModule
 from vitsense.statistics.collect import SiteStatistics
 from vitsense.verdict import decisive_format, worst_modules
@@ -32,6 +32,9 @@ EXPLAINED = 12
 
 REMEDIED = 5
 """Modules of which remedies are measured."""
+
+
+_Key = tuple[str, str]  # module and format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,30 +80,39 @@ def _bits(given: Explaining, name: str) -> int:
     return next(r.cell.bits for r in given.rated if r.cell.format == name)
 
 
-def _estimates(given: Explaining) -> Sequence[Measured | Estimated]:
-    """The Fisher estimates: of this run's mode, or made beside it for about four passes."""
-    if all(isinstance(r, Estimated) for r in given.rated):
-        return given.rated
-    try:
-        return estimate_cells(given.sweep)
-    except MeasurementError as error:
-        given.sweep.progress.note(f"No Fisher estimate: {error}")
-        return ()
+def _estimates(given: Explaining, mode: SweepMode) -> dict[_Key, Rated]:
+    """What a mode that estimates gives of every cell: this run's own, or made beside it."""
+    settings = given.sweep.settings
+    wanted = settings.estimates if mode is SweepMode.FAST else settings.probes > 0
+    rated: Sequence[Measured | Estimated] = ()
+    if settings.mode is mode:
+        rated = given.rated
+    elif wanted and not settings.estimating:
+        make = estimate_cells if mode is SweepMode.FAST else hessian_cells
+        try:
+            rated = make(given.sweep)
+        except MeasurementError as error:
+            given.sweep.progress.note(f"No estimates as of mode {mode.value}: {error}")
+    part = settings.planned_part
+    return {
+        (r.cell.module, r.cell.format): r.estimate
+        for r in rated
+        if isinstance(r, Estimated) and r.estimate is not None and r.cell.part is part
+    }
 
 
-def _scores(given: Explaining) -> dict[tuple[str, str], dict[str, float]]:
+def _scores(given: Explaining) -> dict[_Key, dict[str, float]]:
     """What depends on the format, by module and format."""
     sweep = given.sweep
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    part = Part.BOTH if Part.BOTH in sweep.settings.parts else sweep.settings.parts[0]
-    for rated in _estimates(given):
-        if isinstance(rated, Estimated) and rated.estimate and rated.cell.part is part:
-            kl = rated.estimate.kl_nats
-            found[rated.cell.module, rated.cell.format] = {
-                "fisher_kl": kl.value,
-                "fisher_low": kl.low,
-                "fisher_high": kl.high,
-            }
+    found: dict[_Key, dict[str, float]] = {}
+    for mode, name in ((SweepMode.FAST, "fisher"), (SweepMode.HESSIAN, "hessian")):
+        for key, rated in _estimates(given, mode).items():
+            kl = rated.kl_nats
+            found.setdefault(key, {}).update(
+                {f"{name}_kl": kl.value, f"{name}_low": kl.low, f"{name}_high": kl.high}
+            )
+            if rated.trace is not None:
+                found[key]["hessian_trace"] = rated.trace
     weights = seen_weights(sweep.model, sweep.catalog, given.example)
     for module in sweep.catalog:
         for name in sweep.settings.format_names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from vitsense.formats import FormatLike, format_of
@@ -12,6 +13,7 @@ from vitsense.runfolder import RunFolder
 from vitsense.sensitivity.company import CompanyMemory
 from vitsense.sensitivity.estimate import Estimate, Estimates
 from vitsense.sensitivity.group_sweep import GroupCell, GroupLedger, GroupOutcome
+from vitsense.sensitivity.hessian import Probe, ProbeKey
 from vitsense.sensitivity.ledger import Entry, Span, SpanSums
 from vitsense.sensitivity.recovery import Recovery
 from vitsense.sensitivity.result import Cell, Outcome
@@ -80,7 +82,7 @@ class KeptResults:
         )
 
     def estimates(self) -> dict[Span, Estimates]:
-        """Estimated divergences by span of images."""
+        """Estimated divergences by span of draws."""
         return _estimates(self._state)
 
     def other_estimates(self) -> dict[Span, Estimates]:
@@ -88,9 +90,32 @@ class KeptResults:
         return _estimates(self.other_records())
 
     def keep_estimates(self, span: Span, found: Estimates) -> None:
-        """Append the estimates of all cells on one span."""
-        cells = [[c.module, c.part.value, c.format, e.n, e.kl, e.kl2] for c, e in found.items()]
-        self.append({"estimated": [span.start, span.stop], "cells": cells})
+        """Append the estimates of all cells on one span of draws."""
+        cells = [[c.module, c.part.value, c.format, *astuple(e)] for c, e in found.items()]
+        self.append({"drawn": [span.start, span.stop], "cells": cells})
+
+    def probes(self) -> dict[ProbeKey, Probe]:
+        """What probes of Hessians found, by their images and number."""
+        return {
+            (Span(*record["probe"][:2]), record["probe"][2]): Probe(
+                record["images_of_probe"],
+                dict(record["traces"]),
+                {(site, name): value for site, name, value in record["errors"]},
+            )
+            for record in self._state
+            if "probe" in record
+        }
+
+    def keep_probe(self, span: Span, number: int, found: Probe) -> None:
+        """Append what one probe found."""
+        self.append(
+            {
+                "probe": [span.start, span.stop, number],
+                "images_of_probe": found.images,
+                "traces": dict(found.traces),
+                "errors": [[*key, value] for key, value in found.errors.items()],
+            }
+        )
 
     def groups(self) -> GroupLedger:
         """Outcomes of groups, known and to come."""
@@ -198,12 +223,12 @@ def _entries(records: Iterable[Record]) -> list[Entry]:
 
 def _estimates(records: Iterable[Record]) -> dict[Span, Estimates]:
     return {
-        Span(*record["estimated"]): {
+        Span(*record["drawn"]): {
             Cell.of(module, name, Part(part)): Estimate(*values)
             for module, part, name, *values in record["cells"]
         }
         for record in records
-        if "estimated" in record
+        if "drawn" in record
     }
 
 

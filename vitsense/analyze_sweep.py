@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from vitsense.analyze_kept import KeptResults
@@ -13,8 +15,10 @@ from vitsense.errors import MeasurementError
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.sensitivity.adaptive import measure_adaptive
 from vitsense.sensitivity.doubt import doubts
+from vitsense.sensitivity.draws import Draws
 from vitsense.sensitivity.estimate import Estimated, EstimateMemory, Estimates
 from vitsense.sensitivity.fisher import estimate_fisher
+from vitsense.sensitivity.hessian import IMAGES_OF_A_PROBE, ProbeMemory, estimate_hessian
 from vitsense.sensitivity.ledger import Ledger, Span
 from vitsense.sensitivity.meter import Batch
 from vitsense.sensitivity.portions import Supply, unopened
@@ -73,25 +77,26 @@ def _exact(sweep: Sweep) -> list[Measured]:
 def estimate_cells(sweep: Sweep) -> list[Estimated]:
     """Estimate the divergence of every cell from one pass there and one back.
 
-    Several processes share the batches: each estimates its own, and then all add up all of them.
-    After the deadline the estimates are of the images up to there, at least of one batch.
+    Several processes share the draws: each estimates its own, and then all add up all of them.
+    After the deadline the estimates are of the draws up to there, at least of one batch.
 
     Raises:
         MeasurementError: the model cannot be differentiated, or its logits are not finite.
     """
     kept, team = sweep.kept, sweep.team
+    draws = Draws.by_doubt(_doubts(sweep), sweep.settings.seed)
     known = dict(kept.estimates())
-    sweep.progress.start(sweep.images, f"{sweep.key} estimates")
+    sweep.progress.start(len(draws), f"{sweep.key} estimates")
     if team.place.size == 1:
-        return _estimate(sweep, known, sweep.progress)
-    spans = [span for span, _ in sweep.supply.looks()]
+        return _estimate(sweep, draws, known, sweep.progress)
+    spans = Span(0, len(draws)).steps(sweep.supply.largest)
     mine = team.run_of([0.0 if span in known else float(len(span)) for span in spans])
     others: dict[Span, Estimates] = {
         span: {} for place, span in enumerate(spans) if place not in mine
     }
     failed = ""
     try:
-        _estimate(sweep, others | known, sweep.progress)
+        _estimate(sweep, draws, others | known, sweep.progress)
     except MeasurementError as error:
         failed = str(error)
     reasons = [reason for reason in team.gather(failed) if reason]
@@ -100,41 +105,53 @@ def estimate_cells(sweep: Sweep) -> list[Estimated]:
     kept.other_estimates()
     sweep.deadline.came = team.any(sweep.deadline.came)
     missing: dict[Span, Estimates] = {span: {} for span in spans}
-    return _estimate(sweep, missing | kept.estimates(), NO_PROGRESS)
+    return _estimate(sweep, draws, missing | kept.estimates(), NO_PROGRESS)
 
 
-def _estimate(sweep: Sweep, known: dict[Span, Estimates], progress: Progress) -> list[Estimated]:
+def _estimate(
+    sweep: Sweep, draws: Draws, known: dict[Span, Estimates], progress: Progress
+) -> list[Estimated]:
     return estimate_fisher(
         sweep.model,
         sweep.catalog,
         sweep.quantizers,
-        _until(sweep.deadline, sweep.supply, known),
+        sweep.supply.read,
+        draws,
         bits=sweep.settings.format_names,
         parts=sweep.settings.parts,
         seed=sweep.settings.seed,
+        largest=sweep.supply.largest,
         memory=EstimateMemory(known, sweep.kept.keep_estimates),
+        deadline=sweep.deadline,
         progress=progress,
     )
 
 
-def _until(deadline: Deadline, supply: Supply, known: dict[Span, Estimates]) -> Iterator[Batch]:
-    """All batches; images whose estimates are known, or that come too late, are not opened."""
-    opened = any(known.values())
-    for span, read in supply.looks():
-        if span not in known and deadline.passed and opened:
-            deadline.came = True
-            known[span] = {}
-        if span in known:
-            yield unopened(span)
-        else:
-            opened = True
-            yield read()
+def hessian_cells(sweep: Sweep) -> list[Estimated]:
+    """Estimate the divergence of every cell from traces of Hessians.
 
-
-def _adaptive(sweep: Sweep) -> list[Measured]:
+    Several processes all make all probes: the numbers are those of one.
+    """
     settings = sweep.settings
+    sweep.progress.start(sweep.images, f"{sweep.key} Hessian traces")
+    return estimate_hessian(
+        sweep.model,
+        sweep.catalog,
+        sweep.quantizers,
+        Span(0, sweep.images).steps(min(IMAGES_OF_A_PROBE, settings.batch or IMAGES_OF_A_PROBE)),
+        sweep.supply.read,
+        bits=settings.format_names,
+        parts=settings.parts,
+        probes=settings.probes,
+        seed=settings.seed,
+        memory=ProbeMemory(sweep.kept.probes(), sweep.kept.keep_probe),
+        progress=sweep.progress,
+    )
+
+
+def _doubts(sweep: Sweep) -> NDArray[np.float64]:
     sweep.progress.start(sweep.images, f"{sweep.key} full precision")
-    doubt = doubts(
+    return doubts(
         sweep.model,
         sweep.supply.read,
         sweep.images,
@@ -145,6 +162,11 @@ def _adaptive(sweep: Sweep) -> list[Measured]:
         team=sweep.team,
         progress=sweep.progress,
     )
+
+
+def _adaptive(sweep: Sweep) -> list[Measured]:
+    settings = sweep.settings
+    doubt = _doubts(sweep)
     rule = Rule(tolerance=settings.tolerance, confidence=settings.confidence, seed=settings.seed)
     return measure_adaptive(
         sweep.model,
@@ -167,4 +189,5 @@ _MODES: dict[SweepMode, Callable[[Sweep], Sequence[Measured | Estimated]]] = {
     SweepMode.EXACT: _exact,
     SweepMode.ADAPTIVE: _adaptive,
     SweepMode.FAST: estimate_cells,
+    SweepMode.HESSIAN: hessian_cells,
 }

@@ -79,7 +79,22 @@ _OPTIONS = (
         default=_DEFAULT.mode.value,
         help="exact: every module in every format on every image. adaptive: more images only for "
         "what is not known well enough, about a tenth of the time. fast: divergences estimated "
-        "from one pass there and one back; single modules get no drop, whole plans are measured.",
+        "from one pass there and one back; single modules get no drop, whole plans are measured. "
+        "hessian: the same from traces of Hessians, as HAWQ-V2 does, for comparison; slower than "
+        "fast and less exact.",
+    ),
+    click.option(
+        "--hessian-probes",
+        type=int,
+        metavar="N",
+        show_default="32 in mode hessian, else none",
+        help="Random vectors for traces of Hessians (Hutchinson); in a mode that measures, the "
+        "report then says how well they rank modules. Every 8 images have one at least.",
+    ),
+    click.option(
+        "--estimates/--no-estimates",
+        default=_DEFAULT.estimates,
+        help="Compare what is measured with the estimates of mode fast, for about three passes.",
     ),
     click.option(
         "--tolerance",
@@ -98,7 +113,7 @@ _OPTIONS = (
         "--by",
         metavar="WORDS",
         help="Groups measured as a whole: some of module, role, block, stage, head, site; or none. "
-        "Default: role, but none with --mode fast.",
+        "Default: role, but none with --mode fast or hessian.",
     ),
     click.option(
         "--direction",

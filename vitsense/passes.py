@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from vitsense.analyze_explain import REMEDIED
 from vitsense.formats import format_of
 from vitsense.plan.additivity import RANDOM_PLANS
+from vitsense.sensitivity.draws import drawn
 from vitsense.sensitivity.group_sweep import passes_of_groups
 from vitsense.sensitivity.groups import groups_of
+from vitsense.sensitivity.hessian import IMAGES_OF_A_PROBE
 from vitsense.sensitivity.meter import CHECKED
 from vitsense.sensitivity.stopping import effort
 from vitsense.sensitivity.sweep import measurable
@@ -17,7 +19,9 @@ from vitsense.settings import AnalyzeSettings, SweepMode
 from vitsense.sites import SiteCatalog
 
 ESTIMATES = (6.5, 8.5)
-"""Passes of one Fisher estimate of all formats; 5.0 to 8.2 were measured (mode fast)."""
+"""Of the images drawn for mode fast, in all formats; 5.0 to 8.2 were measured."""
+
+_PROBE = (15.0, 25.0)  # of one vector of a Hessian, on its images; measured on the shipped models
 
 _VARIANTS = (2.2, 5.0)  # for each module whose remedies are measured: itself, and its causes
 _FRONT = (3.0, 5.0, 6.0)  # average bits near which a plan of the front is measured
@@ -61,8 +65,8 @@ def passes_of(
         "search for a better plan": _search(settings, catalog, images),
         "remedies": _remedies(settings, catalog),
     }
-    if settings.mode is not SweepMode.FAST:
-        found["estimates"] = Passes(*ESTIMATES)
+    if not settings.estimating:
+        found["estimates"] = _beside(settings, images)
     return {name: passes for name, passes in found.items() if passes.most > 0}
 
 
@@ -70,9 +74,29 @@ def _alike(passes: float) -> Passes:
     return Passes(passes, passes)
 
 
+def _fast(images: int) -> Passes:
+    """A plain pass of all images, and the estimates from those drawn."""
+    about, most = (1 + passes * drawn(images) / images for passes in ESTIMATES)
+    return Passes(about, most)
+
+
+def _probed(settings: AnalyzeSettings, images: int) -> Passes:
+    times = max(1.0, settings.probes * IMAGES_OF_A_PROBE / images)
+    about, most = (passes * times for passes in _PROBE)
+    return Passes(about, most)
+
+
+def _beside(settings: AnalyzeSettings, images: int) -> Passes:
+    """What is compared with the measurement."""
+    found = _fast(images) if settings.estimates else _alike(0.0)
+    return found + _probed(settings, images) if settings.probes else found
+
+
 def _modules(settings: AnalyzeSettings, catalog: SiteCatalog, images: int, first: float) -> Passes:
     if settings.mode is SweepMode.FAST:
-        return Passes(*ESTIMATES)
+        return _fast(images)
+    if settings.mode is SweepMode.HESSIAN:
+        return _probed(settings, images)
     wanted = measurable(catalog, settings.format_names, settings.parts)
     share = rests(catalog)
     cells = sum(map(len, wanted.values()))
@@ -122,8 +146,6 @@ def _search(settings: AnalyzeSettings, catalog: SiteCatalog, images: int) -> Pas
 
 
 def _remedies(settings: AnalyzeSettings, catalog: SiteCatalog) -> Passes:
-    if not any(format_of(name).is_integer for name in settings.format_names):
-        return _alike(0.0)
     share, modules = remaining_share(catalog), min(REMEDIED, len(catalog))
     about, most = (1 + variants * modules * share for variants in _VARIANTS)
     return Passes(about, most)

@@ -141,6 +141,10 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "fisher_kl": "float64",
         "fisher_low": "float64",
         "fisher_high": "float64",
+        "hessian_kl": "float64",
+        "hessian_low": "float64",
+        "hessian_high": "float64",
+        "hessian_trace": "float64",
         "weight_sqnr_db": "float64",
         "activation_sqnr_db": "float64",
     },
@@ -237,5 +241,7 @@ STATISTIC_WORDS = {
     "weight_sqnr_db": "weight SQNR at the width",
     "activation_sqnr_db": "activation SQNR at the width",
     "fisher_kl": "Fisher estimate",
+    "hessian_kl": "Hessian trace times rounding error (HAWQ-V2)",
+    "hessian_trace": "mean Hessian trace of the weight",
 }
 """Statistics and what they are called; of several activations the heaviest-tailed one counts."""

@@ -10,6 +10,9 @@ from typing import Any
 from vitsense.errors import UserInputError
 from vitsense.formats import ALLOWED_BITS, format_of
 
+HESSIAN_PROBES = 32
+"""Random vectors in mode hessian, at least; every eight images have one at least."""
+
 
 class Part(Enum):
     """Which sites of a module are quantized in a measurement."""
@@ -28,6 +31,8 @@ class SweepMode(Enum):
     """Rounds of images; a module and format that is known well enough sees no more."""
     FAST = "fast"
     """Divergences estimated from one forward and one backward pass; drops are not measured."""
+    HESSIAN = "hessian"
+    """Divergences estimated from traces of Hessians, as HAWQ-V2 does; for comparison."""
 
 
 class By(Enum):
@@ -134,8 +139,8 @@ class AnalyzeSettings:
     """Names of formats, instead of ``bits``."""
     parts: tuple[Part, ...] = (Part.BOTH,)
     by: tuple[By, ...] | None = None
-    """How modules are grouped; empty: no groups are measured. None: by role, except in the fast
-    mode, where measuring groups would cost more than everything else."""
+    """How modules are grouped; empty: no groups are measured. None: by role, except in modes that
+    estimate, where measuring groups would cost more than everything else."""
     directions: tuple[Direction, ...] = (Direction.ALONE, Direction.SPARED)
     group_formats: tuple[str, ...] = ()
     """Formats in which groups are measured; empty: 4 bits and the next narrower width."""
@@ -145,6 +150,10 @@ class AnalyzeSettings:
     """Adaptive: a drop is known when its interval is this narrow either way, percentage points."""
     confidence: float = 0.95
     """Adaptive: of the intervals that decide."""
+    estimates: bool = True
+    """Whether the estimates of mode fast are made beside what is measured, to be compared."""
+    hessian_probes: int | None = None
+    """Random vectors for traces of Hessians; None: 32 in mode hessian, none in others."""
     budget: str = "avg-bits=4"
     refine: int = 3
     """Steps by which the recommended plan is improved as a whole; 0: it stays as solved."""
@@ -190,6 +199,7 @@ class AnalyzeSettings:
             ("--memory", self.memory, 1),
             ("--refine", self.refine, 0),
             ("--refine-images", self.refine_images, 1),
+            ("--hessian-probes", 2 if self.hessian_probes is None else self.hessian_probes, 2),
         ):
             if value < least:
                 raise UserInputError(f"{name} is {value}: it must be at least {least}.")
@@ -235,7 +245,19 @@ class AnalyzeSettings:
         """How modules are grouped, settled."""
         if self.by is not None:
             return self.by
-        return () if self.mode is SweepMode.FAST else (By.ROLE,)
+        return () if self.estimating else (By.ROLE,)
+
+    @property
+    def estimating(self) -> bool:
+        """Whether single modules are estimated and not measured."""
+        return self.mode in (SweepMode.FAST, SweepMode.HESSIAN)
+
+    @property
+    def probes(self) -> int:
+        """Random vectors for traces of Hessians; 0: none are wanted."""
+        if self.hessian_probes is not None:
+            return self.hessian_probes
+        return HESSIAN_PROBES if self.mode is SweepMode.HESSIAN else 0
 
     @property
     def group_format_names(self) -> tuple[str, ...]:
@@ -257,9 +279,11 @@ class AnalyzeSettings:
         """Names of settings that are not as in ``other`` (a `to_json` of an earlier run).
 
         Left out is what changes no measured number (budget, search, device), or changes it only by
-        the rounding of another batch size (memory), or decides only how much is measured (time).
+        the rounding of another batch size (memory), or decides only how much is measured (time,
+        estimates).
         """
         free = {"budget", "profile", "refine", "refine_images", "device", "memory", "budget_time"}
+        free.add("estimates")
         mine = self.to_json()
         return sorted(
             key

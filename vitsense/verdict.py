@@ -129,7 +129,7 @@ def best_predictor(model: str, predictors: pd.DataFrame) -> str | None:
 
 
 def _estimates(row: Mapping[str, Any]) -> bool:
-    return str(row["statistic"]) == "fisher_kl"
+    return str(row["statistic"]) in ("fisher_kl", "hessian_kl", "hessian_trace")
 
 
 def _correlation(row: Mapping[str, Any]) -> str:

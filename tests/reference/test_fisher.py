@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from vitsense.discover import find_sites
 from vitsense.observe import Call, flowing, observing, preserved
+from vitsense.sensitivity.draws import Draws
 from vitsense.sensitivity.estimate import EstimateMemory
 from vitsense.sensitivity.fisher import Responses, estimate_fisher, fisher_direction
 from vitsense.sensitivity.per_image import weight_products
@@ -69,6 +70,11 @@ def prepared(build: Callable[[], nn.Module]):
     return model, x, catalog, Quantizers(catalog, statistics, QuantSettings(), "cpu")
 
 
+def reading(x: torch.Tensor):
+    """Opens images by number."""
+    return lambda numbers: (x[list(numbers)], torch.full((len(numbers),), -1))
+
+
 def moved(visit, step: float):
     """A visit that goes a small part of the way to the rounded tensor."""
     return lambda tensor: tensor + step * (visit(tensor) - tensor)
@@ -76,14 +82,14 @@ def moved(visit, step: float):
 
 @pytest.mark.parametrize("family", MODELS)
 def test_responses_equal_finite_differences(family: str) -> None:
-    """A step of 1e-5 towards the rounded weight or activation, image by image, in float64."""
+    """A step of 1e-6 towards the rounded weight or activation, image by image, in float64."""
     model, x, catalog, quantizers = prepared(MODELS[family])
     responses = Responses(quantizers, FORMATS)
     with preserved(model), flowing(model, catalog, responses.visit) as session:
         responses.begin(len(x))
         logits = session.run(x, lambda z: fisher_direction(z, seed=0, first=0))
     direction = fisher_direction(logits, seed=0, first=0)
-    step = 1e-5
+    step = 1e-6
     for module in list(catalog)[:: 1 if len(catalog) < 12 else 2]:
         changes = responses.changes(module.name)
         assert changes.shape == (2, len(FORMATS), len(x))
@@ -129,7 +135,9 @@ def test_products_with_weight_errors_equal_running_the_layer_with_each_error(cas
     given = (options.get("stride", 1), options.get("padding", 0), options.get("dilation", 1))
     call = Call(torch.conv2d, (x, weight, None, *given, options.get("groups", 1)), {})
     g = torch.randn(call.run().shape, generator=rng)
-    found = weight_products(call, g, errors, images=2, axis=0)  # two rows of each image
+    found = weight_products(
+        call, g, torch.stack(errors), images=2, axis=0
+    )  # two rows of each image
     slow = [[(F.conv2d(x[i : i + 2], e, None, **options) * g[i : i + 2]).sum() for i in (0, 2)]
             for e in errors]  # fmt: skip
     torch.testing.assert_close(found, torch.tensor(slow), rtol=1e-4, atol=1e-4)
@@ -141,11 +149,12 @@ def test_a_one_dimensional_convolution_and_images_along_the_second_axis() -> Non
     call = Call(torch.conv1d, (x, w, None), {"padding": 1})
     g, e = torch.randn(2, 5, 9, generator=rng), torch.randn(5, 3, 3, generator=rng)
     expected = (F.conv1d(x, e, padding=1) * g).sum((1, 2))
-    found = weight_products(call, g, [e], images=2, axis=0)[0]
+    found = weight_products(call, g, e[None], images=2, axis=0)[0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     rows, v = torch.randn(7, 2, 3, generator=rng), torch.randn(4, 3, generator=rng)
     back, change = torch.randn(7, 2, 4, generator=rng), torch.randn(4, 3, generator=rng)
-    found = weight_products(Call(F.linear, (rows, v, None), {}), back, [change], images=2, axis=1)
+    call = Call(F.linear, (rows, v, None), {})
+    found = weight_products(call, back, change[None], images=2, axis=1)
     torch.testing.assert_close(found[0], (rows @ change.T * back).sum((0, 2)), rtol=1e-4, atol=1e-4)
 
 
@@ -155,11 +164,11 @@ def test_an_estimate_is_close_to_the_measured_divergence_at_many_bits() -> None:
     x = torch.randn(96, 3, 32, 32, generator=torch.Generator().manual_seed(3))
     batches = [(part, torch.zeros(len(part), dtype=torch.long)) for part in x.split(32)]
     exact = measure_exact(model, catalog, quantizers, batches, bits=(6,))
-    fast = estimate_fisher(model, catalog, quantizers, batches, bits=(6,))
-    pairs = [(e.outcome.kl, f.estimate) for e, f in zip(exact, fast, strict=True)]
-    ratios = [f.kl / kl for kl, f in pairs]
+    fast = estimate_fisher(model, catalog, quantizers, reading(x), Draws.every(96), bits=(6,))
+    pairs = [(e.outcome.kl / 96, f.estimate.kl_nats) for e, f in zip(exact, fast, strict=True)]
+    ratios = [f.value / kl for kl, f in pairs]
     assert 0.7 < np.median(ratios) < 1.3
-    within = [f.kl_nats.low <= kl / f.n <= f.kl_nats.high for kl, f in pairs]
+    within = [f.low <= kl <= f.high for kl, f in pairs]
     assert np.mean(within) > 0.7  # the interval is of sampling; the second order adds an error
     row = fast[0].row("fast")
     assert (row["status"], row["drop"], row["agreement"], row["n"]) == ("estimated", None, None, 96)
@@ -169,14 +178,21 @@ def test_batches_and_interruptions_do_not_change_an_estimate() -> None:
     model, _, catalog, quantizers = prepared(BUILDERS["vit"])
     model.float()
     x = images(6)
-    nothing = torch.full((6,), -1)
 
-    def run(size: int, memory: EstimateMemory | None = None):
-        batches = list(zip(x.split(size), nothing.split(size), strict=True))
+    def run(size: int, memory: EstimateMemory | None = None, seed: int = 0):
         found = estimate_fisher(
-            model, catalog, quantizers, batches, bits=(4,), parts=tuple(Part), memory=memory
+            model,
+            catalog,
+            quantizers,
+            reading(x),
+            Draws.every(6),
+            bits=(4,),
+            parts=tuple(Part),
+            largest=size,
+            memory=memory,
+            seed=seed,
         )
-        return [None if f.estimate is None else f.estimate.kl for f in found]
+        return [None if f.estimate is None else f.estimate.kl_nats.value for f in found]
 
     whole, kept = run(6), {}
     parts = run(2, EstimateMemory(keep=kept.__setitem__))
@@ -189,3 +205,23 @@ def test_batches_and_interruptions_do_not_change_an_estimate() -> None:
     resumed = EstimateMemory(known=half, keep=lambda span, _found: again.append(span))
     assert run(2, resumed) == parts
     assert [span.start for span in again] == [4]
+    assert run(6, seed=1) != whole  # the seed decides the signs
+
+
+def test_drawn_images_estimate_what_all_images_give() -> None:
+    """The mean over seeds of estimates from drawn images, against every image with many signs."""
+    model, _, catalog, quantizers = prepared(BUILDERS["resnet"])
+    model.float()
+    x = images(16)
+    doubt = np.linspace(0.1, 0.6, 16)
+
+    def run(draws: Draws, seed: int) -> np.ndarray:
+        found = estimate_fisher(model, catalog, quantizers, reading(x), draws, bits=(4,), seed=seed)
+        return np.array([f.estimate.kl_nats.value for f in found])
+
+    every = [run(Draws.every(16), seed) for seed in range(60)]
+    drawn = [run(Draws.by_doubt(doubt, seed, least=8), 100 + seed) for seed in range(60)]
+    error = np.hypot(np.std(drawn, axis=0), np.std(every, axis=0)) / np.sqrt(60)
+    difference = np.mean(drawn, axis=0) - np.mean(every, axis=0)
+    assert (np.abs(difference) < 4 * error).all()
+    assert (error < 0.2 * np.mean(every, axis=0)).all()

@@ -109,6 +109,7 @@ CHANGES: dict[str, Any] = {
     "batch": 4,
     "seed": 3,
     "strict": True,
+    "hessian_probes": 9,
 }
 
 
@@ -126,6 +127,7 @@ def test_every_setting_is_compared_or_known_to_change_no_number() -> None:
         "refine",
         "refine_images",
         "device",
+        "estimates",
         "memory",
         "budget_time",
     }

@@ -150,7 +150,10 @@ MODE_WORDS = {
     "intervals allow for the repeated looking",
     "fast": "fast: the divergence of single modules is estimated to second order (Fisher "
     "information of the class probabilities) from one forward and one backward pass; their drop is "
-    "not measured; whole plans are",
+    "not measured; whole plans are. Images are drawn by how unsure the model is of them",
+    "hessian": "hessian: the divergence of single modules is estimated as HAWQ-V2 does, half the "
+    "mean trace of the Hessian of the loss (Hutchinson's random vectors) times the squared "
+    "rounding error; their drop is not measured; whole plans are",
 }
 """What each mode of the sweep does, for the method."""
 

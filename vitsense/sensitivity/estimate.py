@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,23 +17,70 @@ ESTIMATED = "estimated"
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Sums over images of the estimated divergence, nats."""
+    """Sums over draws of the estimated divergence, nats; see `vitsense.sensitivity.draws`."""
 
     n: int
+    """Draws."""
     kl: float
+    """Of what each says of the mean: its weight times its value."""
     kl2: float
+    """Of the squares of that."""
+    square: float
+    """Of the weight times the squared value."""
 
     def __add__(self, other: Estimate) -> Estimate:
-        """The estimate over the images of both."""
-        return Estimate(self.n + other.n, self.kl + other.kl, self.kl2 + other.kl2)
+        """The estimate over the draws of both."""
+        return Estimate(
+            self.n + other.n,
+            self.kl + other.kl,
+            self.kl2 + other.kl2,
+            self.square + other.square,
+        )
 
-    @property
-    def kl_nats(self) -> Interval:
-        """The mean with its sampling interval.
+    def over(self, images: int) -> Rated:
+        """The mean over images with its sampling interval.
 
-        Images and probes are sampled; that the estimate is only of second order is not in it.
+        Draws, their random signs, and the images themselves are sampled; that the estimate is only
+        of second order is not in it. The variance between draws is for the images at hand; that
+        between images, which counts once for each of them, is bounded by the mean square of single
+        values (signs only add to it).
         """
-        return interval.mean(self.n, self.kl, self.kl2)
+        value = self.kl / self.n
+        between = max(self.square / self.n - value * value, 0.0) * (self.n - 1) / images
+        return Rated(images, interval.mean(self.n, self.kl, self.kl2 + self.n * between))
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A divergence that was estimated, nats."""
+
+    n: int
+    """Images."""
+    kl_nats: Interval
+    negative: bool = False
+    """Whether it came out below zero, which a divergence is not; it is then given as 0."""
+    trace: float | None = None
+    """Mean trace of the weight's Hessian, nats per squared unit; None where there is none."""
+
+    @classmethod
+    def of_probes(
+        cls, values: Sequence[float], sizes: Sequence[int], images: int, trace: float | None
+    ) -> Rated:
+        """From one value of each probe, summed over its images.
+
+        The interval is Student's, of probes weighed by their images.
+
+        Args:
+            values: Nats.
+            sizes: How many images each probe met.
+            images: How many there are.
+            trace: Mean trace of the weight's Hessian.
+        """
+        count, total = len(values), sum(sizes)
+        each = [value * count / total for value in values]
+        found = interval.mean_difference(count, sum(each), sum(v * v for v in each))
+        ends = (max(end, 0.0) for end in (found.value, found.low, found.high))
+        return cls(images, Interval(*ends), found.value < 0, trace)
 
 
 Estimates = Mapping[Cell, Estimate]
@@ -52,7 +99,7 @@ class Estimated:
     """A cell with its estimate, or the reason why it has none."""
 
     cell: Cell
-    estimate: Estimate | None
+    estimate: Rated | None
     reason: str = ""
 
     def row(self, mode: str) -> dict[str, Any]:

@@ -25,6 +25,10 @@ always draws the class the model is sure of, where it is almost zero, and rarely
 is huge. Here `v_c = √p_c ξ_c - p_c Σ_k √p_k ξ_k` with random signs `ξ`: the same `H`, and a
 relative variance of `(vᵀ d)²` of at most 2 for any `p`.
 
+**Which images.** Those that the model is unsure of carry nearly all of the divergence, and most of
+the error is the noise of one random vector each; so images are drawn by the model's doubt
+(`sensitivity/draws.py`), fewer than there are, and weighed by what they stand for.
+
 **What is left out.** `Δx` and `ΔW` together (their product), curvature of the network between the
 module and the logits, and terms of KL beyond the second order: all three grow with the
 perturbation. Narrow formats of sensitive modules are therefore misjudged most.
@@ -39,23 +43,31 @@ and activation together, per image.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitsense.deadline import Deadline
 from vitsense.errors import MeasurementError
 from vitsense.formats import FormatLike, format_of
 from vitsense.observe import Flow, FlowSession, flowing, preserved
 from vitsense.progress import NO_PROGRESS, Progress
+from vitsense.sensitivity.adaptive import ReadImages
+from vitsense.sensitivity.draws import Draws
 from vitsense.sensitivity.estimate import Estimate, Estimated, EstimateMemory, Estimates
 from vitsense.sensitivity.ledger import Span
-from vitsense.sensitivity.meter import Batch, out_of_memory
+from vitsense.sensitivity.meter import out_of_memory
 from vitsense.sensitivity.per_image import by_image, rounding_products, weight_products
 from vitsense.sensitivity.quantizers import Quantizers, supports
 from vitsense.sensitivity.result import Cell
 from vitsense.settings import Part
 from vitsense.sites import Site, SiteCatalog, SiteRole
+
+_ERROR_BYTES = 512 * 1024**2
+"""Memory for rounding errors of weights, which are the same for every batch."""
 
 _WEIGHTS, _ACTIVATIONS = 0, 1
 _SIDES = {
@@ -69,28 +81,34 @@ def estimate_fisher(
     model: nn.Module,
     catalog: SiteCatalog,
     quantizers: Quantizers,
-    batches: Iterable[Batch],
+    read: ReadImages,
+    draws: Draws,
     *,
     bits: Sequence[FormatLike],
     parts: Sequence[Part] = (Part.BOTH,),
     seed: int = 0,
+    largest: int = 32,
     memory: EstimateMemory | None = None,
+    deadline: Deadline | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> list[Estimated]:
     """Estimate the divergence of every module x width x part; the formula is this file's docstring.
 
-    The model is left exactly as it was, also when interrupted. The random signs of an image depend
+    The model is left exactly as it was, also when interrupted. The random signs of a draw depend
     on the seed and its place alone, so that another batch size gives the same estimates.
 
     Args:
         model: Any image classifier that can be differentiated.
         catalog: Its sites.
         quantizers: Its grids.
-        batches: Images and labels (not looked at), always in the same order.
+        read: Opens images by their numbers; labels are not looked at.
+        draws: Which of them are looked at.
         bits: Bits of integers or names of formats.
         parts: What is quantized.
         seed: Of the random signs.
+        largest: Images that are taken at once.
         memory: What is known already, and where new estimates are kept.
+        deadline: Draws that come too late are left out, but not all of them.
         progress: Told of every batch.
 
     Raises:
@@ -100,72 +118,90 @@ def estimate_fisher(
     names = [format_of(like).name for like in bits]
     totals: dict[Cell, Estimate] = {}
     responses = Responses(quantizers, names)
-    start = 0
     with preserved(model), flowing(model, catalog, responses.visit) as session:
-        for images, _ in batches:
-            span = Span(start, start + len(images))
-            start = span.stop
+        for span in Span(0, len(draws)).steps(largest):
             found = memory.known.get(span)
+            if found is None and totals and deadline is not None and deadline.passed:
+                deadline.came = True
+                continue
             if found is None:
-                found = _with_less_memory(session, responses, images, span, seed, parts)
+                drawn = slice(span.start, span.stop)
+                images, _ = read(draws.numbers[drawn].tolist())
+                weights = torch.from_numpy(draws.weights[drawn]).to(images.device)
+                looked = Looked(images, weights, span.start)
+                found = _with_less_memory(session, responses, looked, seed, parts)
                 memory.keep(span, found)
             for cell, estimate in found.items():
                 totals[cell] = totals[cell] + estimate if cell in totals else estimate
-            progress.advance(len(images))
+            progress.advance(span.stop - span.start)
     cells = [Cell.of(m.name, name, part) for m in catalog for part in parts for name in names]
-    return [_finished(cell, totals, catalog) for cell in cells]
+    return [_finished(cell, totals, catalog, draws.images) for cell in cells]
 
 
-def _finished(cell: Cell, totals: Estimates, catalog: SiteCatalog) -> Estimated:
+def _finished(cell: Cell, totals: Estimates, catalog: SiteCatalog, images: int) -> Estimated:
     found = totals.get(cell)
-    reason = supports(catalog[cell.module], cell.part) if found is None else ""
-    if found is None and not reason:
-        reason = "its operation was not reached by the gradient"
-    return Estimated(cell=cell, estimate=found, reason=reason)
+    if found is not None:
+        return Estimated(cell=cell, estimate=found.over(images))
+    reason = supports(catalog[cell.module], cell.part)
+    reason = reason or "its operation was not reached by the gradient"
+    return Estimated(cell=cell, estimate=None, reason=reason)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Looked:
+    """Images that are looked at together."""
+
+    images: Tensor
+    """`(B, 3, H, W)`"""
+    weights: Tensor
+    """What each stands for, `(B,)`."""
+    start: int
+    """Place of the first one among all draws."""
+
+    def part(self, where: slice) -> Looked:
+        """Some of them."""
+        start = self.start + (where.start or 0)
+        return Looked(self.images[where], self.weights[where], start)
 
 
 def _with_less_memory(
     session: FlowSession,
     responses: Responses,
-    images: Tensor,
-    span: Span,
+    looked: Looked,
     seed: int,
     parts: Sequence[Part],
 ) -> Estimates:
     """The estimates of a batch; in halves where the device has no memory for the whole."""
+    count = len(looked.images)
     try:
-        return _of_batch(session, responses, images, span, seed, parts)
+        return _of_batch(session, responses, looked, seed, parts)
     except (RuntimeError, MemoryError) as error:
-        if len(images) < 2 or not out_of_memory(error):
+        if count < 2 or not out_of_memory(error):
             raise
-    middle = len(images) // 2
-    halves = (
-        _with_less_memory(session, responses, images[part], Span(*ends), seed, parts)
-        for part, ends in (
-            (slice(middle), (span.start, span.start + middle)),
-            (slice(middle, None), (span.start + middle, span.stop)),
-        )
+    first, second = (
+        _with_less_memory(session, responses, looked.part(where), seed, parts)
+        for where in (slice(count // 2), slice(count // 2, None))
     )
-    first, second = halves
     return {cell: first[cell] + second[cell] for cell in first}
 
 
 def _of_batch(
     session: FlowSession,
     responses: Responses,
-    images: Tensor,
-    span: Span,
+    looked: Looked,
     seed: int,
     parts: Sequence[Part],
 ) -> Estimates:
-    responses.begin(len(images))
-    logits = session.run(images, lambda z: fisher_direction(z, seed=seed, first=span.start))
+    responses.begin(len(looked.images))
+    logits = session.run(
+        looked.images, lambda z: fisher_direction(z, seed=seed, first=looked.start)
+    )
     if not bool(torch.isfinite(logits).all()):
         raise MeasurementError(
             "The full-precision model gives logits that are not finite: check its weights and the "
             "preprocessing."
         )
-    return responses.estimates(parts)
+    return responses.estimates(parts, looked.weights)
 
 
 def fisher_direction(logits: Tensor, *, seed: int, first: int) -> Tensor:
@@ -174,14 +210,17 @@ def fisher_direction(logits: Tensor, *, seed: int, first: int) -> Tensor:
     Args:
         logits: `(B, classes)`.
         seed: Of the signs.
-        first: Place of the first image among all; each image has signs of its own.
+        first: Place of the first draw among all; each draw has signs of its own.
     """
     p = logits.double().softmax(dim=1)
-    rows = []
-    for place in range(first, first + len(logits)):
-        generator = torch.Generator().manual_seed((seed << 32) + place)
-        rows.append(torch.randint(0, 2, (p.shape[1],), generator=generator))
-    root = p.sqrt() * (2 * torch.stack(rows).to(p) - 1)
+    # a generator of torch would look at 32 bits of a seed only, and forget one of the two numbers
+    rows = np.stack(
+        [
+            np.random.default_rng([seed, place]).integers(0, 2, p.shape[1], dtype=np.int8)
+            for place in range(first, first + len(logits))
+        ]
+    )
+    root = p.sqrt() * (2 * torch.from_numpy(rows).to(p) - 1)
     return root - p * root.sum(dim=1, keepdim=True)
 
 
@@ -194,6 +233,8 @@ class Responses:
         self._images = 0
         self._found: dict[str, Tensor] = {}
         self._weighted: set[str] = set()
+        self._errors: dict[str, Tensor] = {}
+        self._room = _ERROR_BYTES
 
     def begin(self, images: int) -> None:
         """A batch of so many images follows."""
@@ -217,16 +258,17 @@ class Responses:
         """`(2, formats, images)`: by its weight, and by its activations."""
         return self._found[module]
 
-    def estimates(self, parts: Sequence[Part]) -> dict[Cell, Estimate]:
-        """Half the squares, summed over the batch."""
+    def estimates(self, parts: Sequence[Part], weights: Tensor) -> dict[Cell, Estimate]:
+        """Half the squares, summed over the batch; each image for what it stands for, `(B,)`."""
         found = {}
         for module, changes in self._found.items():
             for part in parts:
                 if part is Part.WEIGHTS and module not in self._weighted:
                     continue
                 kl = 0.5 * changes[_SIDES[part]].sum(dim=0).double().square()
-                for name, row in zip(self._formats, kl, strict=True):
-                    sums = torch.stack([row.sum(), row.square().sum()]).tolist()
+                weighed = kl * weights
+                terms = torch.stack([weighed, weighed.square(), weighed * kl], dim=2)
+                for name, sums in zip(self._formats, terms.sum(dim=1).tolist(), strict=True):
                     found[Cell.of(module, name, part)] = Estimate(self._images, *sums)
         return found
 
@@ -235,15 +277,26 @@ class Responses:
         assert site is not None
         assert flow.call is not None
         assert flow.output_gradient is not None
-        weight = flow.call.weight.detach()
-        visits = [self._quantizers.visit(site, name) for name in self._formats]
         self._found[flow.module.name][_WEIGHTS] += weight_products(
             flow.call,
             flow.output_gradient,
-            [visit(weight) - weight for visit in visits],
+            self._weight_errors(site, flow.call.weight.detach()),
             images=self._images,
             axis=flow.batch_axis,
         )
+
+    def _weight_errors(self, site: Site, weight: Tensor) -> Tensor:
+        """Rounding errors in all formats, `(formats, …)`; remembered while there is room."""
+        known = self._errors.get(site.id)
+        if known is not None:
+            return known
+        visits = (self._quantizers.visit(site, name) for name in self._formats)
+        errors = torch.stack([visit(weight) - weight for visit in visits])
+        size = errors.numel() * errors.element_size()
+        if size <= self._room:
+            self._room -= size
+            self._errors[site.id] = errors
+        return errors
 
     def _activation(self, role: SiteRole, flows: Sequence[Flow]) -> None:
         def rows(tensor: Tensor) -> Tensor:

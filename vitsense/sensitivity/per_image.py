@@ -73,7 +73,7 @@ def rounding_products(
 
 
 def weight_products(
-    call: Call, gradient: Tensor, errors: Sequence[Tensor], *, images: int, axis: int
+    call: Call, gradient: Tensor, errors: Tensor, *, images: int, axis: int
 ) -> Tensor:
     """Output gradient times the output's change by errors of the weight, `(errors, images)`.
 
@@ -84,7 +84,7 @@ def weight_products(
     Args:
         call: A linear or convolution call.
         gradient: At its output.
-        errors: Each in the shape of the weight.
+        errors: `(errors, …)`, each in the shape of the weight.
         images: Images in the batch.
         axis: Where they stand.
     """
@@ -98,7 +98,7 @@ def weight_products(
     return _convolution(call, x, g, errors).reshape(len(errors), images, -1).sum(dim=2)
 
 
-def _linear(x: Tensor, g: Tensor, errors: Sequence[Tensor]) -> Tensor:
+def _linear(x: Tensor, g: Tensor, errors: Tensor) -> Tensor:
     """Inputs `(B, T, I)` and output gradients `(B, T, O)`."""
     if x.shape[1] <= len(errors):
         changes = (torch.nn.functional.linear(x, error) for error in errors)
@@ -106,11 +106,9 @@ def _linear(x: Tensor, g: Tensor, errors: Sequence[Tensor]) -> Tensor:
     return _with_gradients(lambda part: g[part].transpose(1, 2) @ x[part], len(x), errors)
 
 
-def _with_gradients(
-    gradients: Callable[[slice], Tensor], images: int, errors: Sequence[Tensor]
-) -> Tensor:
+def _with_gradients(gradients: Callable[[slice], Tensor], images: int, errors: Tensor) -> Tensor:
     """Products with the weight gradients `(images, …)` that are made for some images at a time."""
-    table = torch.stack([error.flatten() for error in errors])
+    table = errors.flatten(1)
     step = max(1, _GRADIENT_BYTES // (table.shape[1] * table.element_size()))
     pieces = [
         gradients(slice(start, start + step)).flatten(1) @ table.T
@@ -119,7 +117,7 @@ def _with_gradients(
     return torch.cat(pieces).T
 
 
-def _convolution(call: Call, x: Tensor, g: Tensor, errors: Sequence[Tensor]) -> Tensor:
+def _convolution(call: Call, x: Tensor, g: Tensor, errors: Tensor) -> Tensor:
     """Inputs `(B, I, …)` and output gradients `(B, O, …)`."""
     shape, kernel = call.convolution(), call.weight.shape[2:]
     positions, dense = g[0, 0].numel(), shape.groups == 1
