@@ -157,12 +157,15 @@ def _cause_rows(given: Explaining) -> list[dict[str, Any]]:
     settings = given.sweep.settings
     worst = worst_modules(given.sensitivity, EXPLAINED)
     form = decisive_format(given.sensitivity)
-    if worst is None or form is None or not form.is_integer:
+    if worst is None or form is None:
         return []
     names = worst[0]
     found = {
         name: causes_of(
-            given.sweep.catalog[name], given.statistics, settings.quant.activation_range.value
+            given.sweep.catalog[name],
+            given.statistics,
+            settings.quant.activation_range.value,
+            form.name,
         )
         for name in names
     }

@@ -62,17 +62,17 @@ PLANTED = {
 }
 
 
-def measured(model: nn.Module) -> tuple[dict[str, Cause], dict[str, float]]:
-    """Causes by name; divergence as it is and after each remedy, at 3 bits."""
+def measured(model: nn.Module, form: str = "int3") -> tuple[dict[str, Cause], dict[str, float]]:
+    """Causes by name; divergence as it is and after each remedy."""
     x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     catalog = find_sites(model, x[:1])
     statistics = collect_statistics(model, catalog, [x])
     settings = QuantSettings(activation_range=RangeChoice.PERCENTILE)
     quantizers = Quantizers(catalog, statistics, settings, "cpu")
     (module,) = catalog
-    causes = causes_of(module, statistics, "percentile")
-    variants = {"": Variant(module, quantizers.visits(module, "int3", Part.BOTH))} | {
-        c.cause: Variant(module, remedy_visits(module, c, "int3", quantizers, statistics))
+    causes = causes_of(module, statistics, "percentile", form)
+    variants = {"": Variant(module, quantizers.visits(module, form, Part.BOTH))} | {
+        c.cause: Variant(module, remedy_visits(module, c, form, quantizers, statistics))
         for c in causes
     }
     labels = torch.full((64,), -1)
@@ -88,6 +88,28 @@ def test_a_planted_cause_is_found_and_its_remedy_helps(planted: str) -> None:
     assert kl[planted] < kl[""]
     if planted == "outlier channels":
         assert causes[planted].detail.startswith("channel 17 (")
+
+
+@pytest.mark.parametrize(
+    ("form", "remedy"),
+    [
+        ("fp8_e4m3", Remedy.PER_CHANNEL),
+        ("mxfp4", Remedy.WIDER),
+        ("nvfp4", Remedy.WIDER),
+        ("mxfp8_e4m3", Remedy.FLOAT),
+    ],
+)
+def test_formats_other_than_integers_get_remedies_they_allow(form: str, remedy: Remedy) -> None:
+    shape, _ = PLANTED["outlier channels"]
+    causes, kl = measured(Planted(shape), form)
+    assert causes["outlier channels"].remedy is remedy
+    # a scale of its own moves the values of a channel of fp8 within its binade, no more
+    assert kl["outlier channels"] < kl[""] * (1.3 if remedy is Remedy.PER_CHANNEL else 1)
+    causes, kl = measured(Planted(nn.functional.gelu), form)
+    one_sided = causes["one-sided input"]
+    assert one_sided.remedy in (Remedy.WIDER, Remedy.FLOAT)
+    assert "half of the codes" in one_sided.detail
+    assert kl["one-sided input"] < kl[""]
 
 
 def test_an_even_gaussian_input_has_no_cause() -> None:

@@ -66,6 +66,23 @@ def test_correlations_equal_scipy_and_their_interval_covers() -> None:
     assert covered / repeats > 0.92
 
 
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("n", "rho"), [(5, 0.95), (8, 0.9), (12, 0.0)])
+def test_intervals_of_few_modules_and_of_ties_cover(n: int, rho: float, ties: bool) -> None:
+    """Also where the few modules happen to be in perfect order."""
+    rng = np.random.default_rng(n)
+
+    def draw(size: int) -> tuple[np.ndarray, np.ndarray]:
+        x, y = rng.multivariate_normal([0, 0], [[1, rho], [rho, 1]], size=size).T
+        return (np.floor(2 * x) if ties else np.exp(x)), np.exp(2 * y)
+
+    truth, covered, repeats = spearmanr(*draw(50_000)).statistic, 0, 150
+    for _ in range(repeats):
+        _, low, high, _ = rank_correlation(*draw(n))
+        covered += low <= truth <= high
+    assert covered / repeats >= 0.9
+
+
 def test_the_sentence_names_the_best_estimate_and_the_best_cheap_statistic() -> None:
     rows = pd.DataFrame(predictor_rows(*tables()))
     line = best_predictor("net", rows)

@@ -59,6 +59,10 @@ class FloatGrid:
         """``x`` rounded to the grid, `x.shape` and the type of ``x``."""
         return round_to_float(x / self.scale, self.format).mul_(self.scale).to(x.dtype)
 
+    def to(self, device: torch.device) -> FloatGrid:
+        """The same grid on another device."""
+        return FloatGrid(self.format, self.scale.to(device))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockGrid:

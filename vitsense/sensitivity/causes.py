@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vitsense.formats import format_of
+from vitsense.formats import FormatLike, NumberFormat, format_of
 from vitsense.numerics.fake_quant import AnyGrid, fake_quantize
+from vitsense.numerics.floats import FloatGrid, float_grid
 from vitsense.numerics.grid import Format, Grid
 from vitsense.numerics.log2 import Log2Grid
 from vitsense.numerics.ranges import (
@@ -38,6 +39,10 @@ HEAVY_TAIL = 6.0
 UNUSED = 0.5
 """Share of the range that holds only one value in a thousand, from which it counts as unused."""
 
+_AFFINE = (
+    "the affine grid in use wastes no codes on the missing side, a symmetric one would waste half"
+)
+
 NEGATIVE_FLOOR = 0.25
 """A tensor is one-sided if its negative part is shorter than this share of its positive part."""
 
@@ -50,6 +55,17 @@ class Remedy(Enum):
     LEAST_ERROR = "range of least squared error"
     LOG2 = "powers of two"
     MORE_BITS = "two more bits"
+    WIDER = "the next wider format"
+    FLOAT = "left in full precision"
+
+
+_WIDER = {
+    "mxfp4": "mxfp6_e2m3",
+    "nvfp4": "mxfp6_e2m3",
+    "mxfp6_e2m3": "mxfp8_e4m3",
+    "mxfp6_e3m2": "mxfp8_e4m3",
+}
+"""Formats with blocks -> the next one with more bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +80,10 @@ class Cause:
 
 
 def causes_of(
-    module: SiteModule, statistics: Mapping[str, SiteStatistics], settings_range: str
+    module: SiteModule,
+    statistics: Mapping[str, SiteStatistics],
+    settings_range: str,
+    form: FormatLike = 4,
 ) -> tuple[Cause, ...]:
     """Every reason that the module's tensors give, the activations' before the weight's.
 
@@ -72,7 +91,28 @@ def causes_of(
         module: One of the catalog.
         statistics: Of every site.
         settings_range: How ranges of activations are chosen (``mse``, ``minmax``, ``percentile``).
+        form: The format, which decides what remedies there are.
     """
+    found = _causes(module, statistics, settings_range)
+    return tuple(_in(cause, format_of(form)) for cause in found)
+
+
+def _in(cause: Cause, form: NumberFormat) -> Cause:
+    """The cause with a remedy that its format allows.
+
+    Floating point has no range to choose: its steps grow with the values, and values beyond its
+    ends are rare. Blocks of 32 or 16 values have a scale each, finer than one for each channel.
+    """
+    if form.is_integer or (cause.remedy is Remedy.PER_CHANNEL and not form.block):
+        return cause
+    wider = Remedy.WIDER if form.name in _WIDER else Remedy.FLOAT
+    detail = cause.detail.replace(_AFFINE, "half of the codes of the format are for the other side")
+    return replace(cause, remedy=wider, detail=detail)
+
+
+def _causes(
+    module: SiteModule, statistics: Mapping[str, SiteStatistics], settings_range: str
+) -> list[Cause]:
     clip = Remedy.CLIP if settings_range != RangeMethod.PERCENTILE.value else Remedy.LEAST_ERROR
     found: list[Cause] = []
     for site in module.activation_sites:
@@ -83,7 +123,7 @@ def causes_of(
         if kurtosis >= HEAVY_TAIL:
             detail = f"excess kurtosis {kurtosis:.1f}"
             found.append(_cause(weight, "heavy-tailed weight", kurtosis, detail, Remedy.MORE_BITS))
-    return tuple(found)
+    return found
 
 
 def _cause(site: Site, cause: str, value: float, detail: str, remedy: Remedy) -> Cause:
@@ -101,10 +141,7 @@ def _activation(site: Site, seen: SiteStatistics, clip: Remedy) -> Iterator[Caus
     low, high = float(seen.tensor.minimum[0]), float(seen.tensor.maximum[0])
     if low < 0 < high and -low < NEGATIVE_FLOOR * high:
         skewness = _number(seen.tensor.skewness[0])
-        detail = (
-            f"from {low:.3g} to {high:.3g}, skewness {skewness:.1f}: as after GELU; the affine "
-            "grid in use wastes no codes on the missing side, a symmetric one would waste half"
-        )
+        detail = f"from {low:.3g} to {high:.3g}, skewness {skewness:.1f}: as after GELU; {_AFFINE}"
         yield _cause(site, "one-sided input", -low / high, detail, Remedy.MORE_BITS)
     histogram = seen.histogram
     used = histogram.quantile(0.9995) - histogram.quantile(0.0005)
@@ -171,15 +208,25 @@ def remedy_visits(
         wider = f"int{min(format_of(name).bits + 2, 8)}"
         visits[cause.site.id] = quantizers.visit(cause.site, wider)
         return visits
-    form = Format(format_of(name).bits, signed=False)
-    grid = _grid(cause, form, statistics[cause.site.id])
+    if cause.remedy is Remedy.FLOAT:
+        del visits[cause.site.id]
+        return visits
+    if cause.remedy is Remedy.WIDER:
+        visits[cause.site.id] = quantizers.visit(cause.site, _WIDER[name])
+        return visits
+    form, seen = format_of(name), statistics[cause.site.id]
+    if not form.is_integer:
+        low, high = _ends(cause.site, seen)
+        grid: AnyGrid = float_grid(form, torch.maximum(-low, high))
+    else:
+        grid = _grid(cause, Format(form.bits, signed=False), seen)
     visits[cause.site.id] = _rounding(grid)
     return visits
 
 
 def _rounding(grid: AnyGrid) -> Callable[[Tensor], Tensor]:
     def visit(tensor: Tensor) -> Tensor:
-        moved = grid.to(tensor.device) if isinstance(grid, Grid) else grid
+        moved = grid.to(tensor.device) if isinstance(grid, (Grid, FloatGrid)) else grid
         return fake_quantize(tensor, moved)
 
     return visit
@@ -189,12 +236,7 @@ def _grid(cause: Cause, form: Format, seen: SiteStatistics) -> AnyGrid:
     if cause.remedy is Remedy.LOG2:
         return Log2Grid(form)
     if cause.remedy is Remedy.PER_CHANNEL:
-        assert seen.channels is not None
-        shape = _scale_shape(cause.site, seen)
-        low, high = (
-            torch.as_tensor(np.array(end)).reshape(shape)
-            for end in (seen.channels.minimum, seen.channels.maximum)
-        )
+        low, high = _ends(cause.site, seen)
         return affine_grid(low.clamp(max=0), high.clamp(min=0), form)
     histogram = seen.histogram
     centres, counts = histogram.distribution()
@@ -203,6 +245,15 @@ def _grid(cause: Cause, form: Format, seen: SiteStatistics) -> AnyGrid:
     return grid_from_distribution(
         values, form, RangeMethod.PERCENTILE if clips else RangeMethod.MSE
     )
+
+
+def _ends(site: Site, seen: SiteStatistics) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each channel, in the shape of one scale for each."""
+    assert seen.channels is not None
+    shape = _scale_shape(site, seen)
+    ends = (seen.channels.minimum, seen.channels.maximum)
+    low, high = (torch.as_tensor(np.array(end)).reshape(shape) for end in ends)
+    return low, high
 
 
 def _scale_shape(site: Site, seen: SiteStatistics) -> tuple[int, ...]:

@@ -111,17 +111,21 @@ def predictors(source: Source, model: str) -> Section | None:
     place = source.keys.index(model)
     text = sentence.removeprefix(f"{model}: ")
     whole = rows[rows["scope"] == "all"]
-    blocks: tuple[Block, ...] = (
+    blocks: list[Block] = [
         Finding(headline=text[:1].upper() + text[1:].rstrip("."), numbers=_METHOD),
         _chart(whole, place),
         _table(whole),
+    ]
+    if (rows["scope"] != "all").any():
+        blocks.append(_by_role(rows))
+    return Section(
+        key=f"predictors-{place}", title="What predicts the sensitivity", blocks=tuple(blocks)
     )
-    return Section(key=f"predictors-{place}", title="What predicts the sensitivity", blocks=blocks)
 
 
 _METHOD = (
     "Spearman's rank correlation over modules; 95 % interval by Fisher's z (Bonett and Wright "
-    "2000). Also by role and with the drop, in predictors.csv."
+    "2000). With the drop, and by role in every format, in predictors.csv."
 )
 
 
@@ -170,13 +174,56 @@ def _table(rows: pd.DataFrame) -> Table:
     }
 
     def shown(statistic: str, name: str) -> str:
-        row = cells.get((statistic, name))
-        if row is None:
-            return _NONE
-        return f"{number(row['spearman'], 2)} ({span(row['low'], row['high'], 2)})"
+        return _correlation(cells.get((statistic, name)))
 
     return Table(
         title="Rank correlation of every statistic with the measured divergence",
         head=("Statistic", *(format_of(name).words for name in forms)),
         rows=tuple((STATISTIC_WORDS.get(s, s), *(shown(s, name) for name in forms)) for s in order),
     )
+
+
+def _by_role(rows: pd.DataFrame) -> Table:
+    """Within each role: the estimates, and the statistic of tensors that ranked best."""
+    form = decisive_format(rows)
+    assert form is not None
+    part = rows[(rows["format"] == form.name) & (rows["target"] == "kl") & (rows["scope"] != "all")]
+    lines = []
+    for role, found in part.groupby("scope", sort=False):
+        order = found["spearman"].abs().sort_values(ascending=False, kind="stable").index
+        ranked = found.loc[order].to_dict("records")
+        estimates = {r["statistic"]: r for r in ranked if r["statistic"] in _ESTIMATES}
+        best = next((r for r in ranked if r["statistic"] not in _ESTIMATES), None)
+        lines.append(
+            (
+                str(role).replace("_", " "),
+                str(ranked[0]["n"]),
+                *(_correlation(estimates.get(name)) for name in _ESTIMATES),
+                _NONE if best is None else STATISTIC_WORDS[best["statistic"]],
+                _correlation(best),
+            )
+        )
+    return Table(
+        title=f"Rank correlation within each role at {form.words}",
+        head=(
+            "Role",
+            "Modules",
+            *(STATISTIC_WORDS[name] for name in _ESTIMATES),
+            "Best statistic of tensors",
+            "Its correlation",
+        ),
+        rows=tuple(lines),
+        reading=(
+            "Roles of fewer than five modules are left out. The best of many statistics is best "
+            "partly by chance: its interval does not allow for the choice."
+        ),
+    )
+
+
+_ESTIMATES = ("fisher_kl", "hessian_kl")
+
+
+def _correlation(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return _NONE
+    return f"{number(row['spearman'], 2)} ({span(row['low'], row['high'], 2)})"
