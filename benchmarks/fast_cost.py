@@ -10,7 +10,8 @@ estimates with the measured divergence, for each width. Costs are process CPU ti
 programs disturb least, between two plain passes; grids are made before. The cost of mode fast is
 that of many images, of which three eighths are drawn; its ranks are of as many draws as a run of
 these images would make. The half-split column is the rank correlation of the measured divergence
-of one half of the images with the other's: no estimate can be expected to rank better.
+of one half of the images with the other's: no estimate can be expected to rank better. With
+--vectors the first-order estimate without the noise of random vectors is beside them.
 
 With --modelopt, NVIDIA ModelOpt's gradient and kl_div methods (8 and 4 bits) see the first images
 between the same plain passes; their scores and ours are compared on the modules that both have.
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="measure every n-th module")
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4, 3, 2])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--vectors", type=int, default=0, help="see every image with so many")
     parser.add_argument("--hessian", action="store_true", help="mode hessian as well")
     parser.add_argument("--modelopt", action="store_true", help="ModelOpt's two methods as well")
     parser.add_argument("--peer-images", type=int, default=8, help="images of ModelOpt")
@@ -130,7 +132,7 @@ class Bench:
 
         return cpu(work)
 
-    def fast(self, draws: Draws) -> list[Estimated]:
+    def fast(self, draws: Draws, seed: int = 0) -> list[Estimated]:
         """Estimates of mode fast from some draws."""
         return estimate_fisher(
             self.model,
@@ -140,6 +142,7 @@ class Bench:
             draws,
             bits=self.bits,
             largest=self.size,
+            seed=seed,
         )
 
     def doubt(self) -> NDArray[np.float64]:
@@ -177,6 +180,10 @@ def rows(name: str, options: argparse.Namespace) -> None:
 
     cost = timed(bench, bench.count, fast, repeats=3)
     scores["fast"] = cost, _scores(bench.fast(Draws.by_doubt(bench.doubt(), 0)))
+    if options.vectors:
+        every = [_scores(bench.fast(Draws.every(bench.count), n)) for n in range(options.vectors)]
+        table = {key: statistics.mean(one[key] for one in every) for key in every[0]}
+        scores[f"first order, {options.vectors} vectors an image"] = float("nan"), table
     if options.hessian:
         kept: list[Estimated] = []
         cost = timed(bench, bench.count, lambda: kept.extend(bench.hessian()))

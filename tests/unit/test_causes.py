@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitsense.analyze import run_analysis
 from vitsense.discover import find_sites
 from vitsense.report import compose
+from vitsense.report.section import Table
 from vitsense.runfolder import RunFolder
 from vitsense.sensitivity.causes import Cause, Remedy, causes_of, remedy_visits
 from vitsense.sensitivity.quantizers import Quantizers
@@ -146,8 +147,12 @@ def test_a_run_tells_causes_and_predictors_and_the_report_shows_them(swin: RunFo
     assert best.set_index("statistic").loc["fisher_kl", "spearman"] > 0.7
     assert any("is ranked best by" in line for line in swin.read_run()["verdict"])
     (model,) = compose(swin).models
-    titles = {section.title for section in model.chapters}
-    assert {"Why these modules, and what helps", "What predicts the sensitivity"} <= titles
+    chapters = {section.title: section for section in model.chapters}
+    assert {"Why these modules, and what helps", "What predicts the sensitivity"} <= set(chapters)
+    blocks = chapters["What predicts the sensitivity"].blocks
+    tables = {block.title: block for block in blocks if isinstance(block, Table)}
+    roles = tables["Rank correlation within each role at 4 bits"].rows
+    assert [row[0] for row in roles] == ["ffn"]  # no other role has five modules
 
 
 def test_remedies_are_kept_and_not_measured_again(swin: RunFolder) -> None:
