@@ -302,7 +302,7 @@ def warnings_of(
         found.append(
             "Divergences of single modules are estimates (mode hessian), not measurements, and "
             "single modules have no drop. Traces of Hessians, as HAWQ-V2 uses them, rank modules "
-            "less well than --mode fast, which costs less; whole plans are measured."
+            "less well than --mode fast where both were compared; whole plans are measured."
         )
     if settings.mode is SweepMode.FAST:
         found.append(

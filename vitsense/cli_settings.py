@@ -94,7 +94,7 @@ _OPTIONS = (
     click.option(
         "--estimates/--no-estimates",
         default=_DEFAULT.estimates,
-        help="Compare what is measured with the estimates of mode fast, for about three passes.",
+        help="Compare what is measured with the estimates of mode fast, for three to four passes.",
     ),
     click.option(
         "--tolerance",

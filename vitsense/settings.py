@@ -282,8 +282,8 @@ class AnalyzeSettings:
         the rounding of another batch size (memory), or decides only how much is measured (time,
         estimates).
         """
-        free = {"budget", "profile", "refine", "refine_images", "device", "memory", "budget_time"}
-        free.add("estimates")
+        free = {"budget", "profile", "refine", "refine_images", "device", "memory"}
+        free |= {"budget_time", "estimates"}
         mine = self.to_json()
         return sorted(
             key
