@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,7 @@ from vitsense.sensitivity.estimate import Estimated, EstimateMemory, Estimates
 from vitsense.sensitivity.fisher import estimate_fisher
 from vitsense.sensitivity.hessian import IMAGES_OF_A_PROBE, ProbeMemory, estimate_hessian
 from vitsense.sensitivity.ledger import Ledger, Span
-from vitsense.sensitivity.meter import Batch
-from vitsense.sensitivity.portions import Supply, unopened
+from vitsense.sensitivity.portions import Supply
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.result import Measured
 from vitsense.sensitivity.stopping import Rule

@@ -55,12 +55,12 @@ from vitsense.errors import MeasurementError
 from vitsense.formats import FormatLike, format_of
 from vitsense.observe import Flow, FlowSession, flowing, preserved
 from vitsense.progress import NO_PROGRESS, Progress
-from vitsense.sensitivity.adaptive import ReadImages
 from vitsense.sensitivity.draws import Draws
 from vitsense.sensitivity.estimate import Estimate, Estimated, EstimateMemory, Estimates
 from vitsense.sensitivity.ledger import Span
 from vitsense.sensitivity.meter import out_of_memory
 from vitsense.sensitivity.per_image import by_image, rounding_products, weight_products
+from vitsense.sensitivity.portions import ReadImages
 from vitsense.sensitivity.quantizers import Quantizers, supports
 from vitsense.sensitivity.result import Cell
 from vitsense.settings import Part

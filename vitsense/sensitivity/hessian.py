@@ -36,11 +36,11 @@ from vitsense.errors import MeasurementError
 from vitsense.formats import FormatLike, format_of
 from vitsense.observe import Visit, observing, preserved
 from vitsense.progress import NO_PROGRESS, Progress
-from vitsense.sensitivity.adaptive import ReadImages
 from vitsense.sensitivity.estimate import Estimated, Rated
 from vitsense.sensitivity.groups import includes
 from vitsense.sensitivity.ledger import Span
 from vitsense.sensitivity.meter import Batch, out_of_memory
+from vitsense.sensitivity.portions import ReadImages
 from vitsense.sensitivity.quantizers import Quantizers, supports
 from vitsense.sensitivity.result import Cell
 from vitsense.settings import Part
