@@ -63,7 +63,7 @@ def passes_of(
         "groups": _groups(settings, catalog, first),
         "whole plans": _plans(settings),
         "search for a better plan": _search(settings, catalog, images),
-        "remedies": _remedies(settings, catalog),
+        "remedies": _remedies(catalog),
     }
     if not settings.estimating:
         found["estimates"] = _beside(settings, images)
@@ -145,7 +145,7 @@ def _search(settings: AnalyzeSettings, catalog: SiteCatalog, images: int) -> Pas
     )
 
 
-def _remedies(settings: AnalyzeSettings, catalog: SiteCatalog) -> Passes:
+def _remedies(catalog: SiteCatalog) -> Passes:
     share, modules = remaining_share(catalog), min(REMEDIED, len(catalog))
     about, most = (1 + variants * modules * share for variants in _VARIANTS)
     return Passes(about, most)
