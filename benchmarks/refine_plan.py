@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from vitsense.analyze_plans import recommend
 from vitsense.analyze_refine import RefineStage, search_of
 from vitsense.analyze_tables import framed, modules_frame
 from vitsense.data import Draw, draw_images, open_source
@@ -28,7 +29,7 @@ from vitsense.models import load_model
 from vitsense.plan.budget import Budget
 from vitsense.plan.predict import DropModel
 from vitsense.plan.refine import refine
-from vitsense.plan.solve import assignment_of, make_problem, solve
+from vitsense.plan.solve import assignment_of, make_problem
 from vitsense.progress import NO_PROGRESS
 from vitsense.provenance import versions
 from vitsense.sensitivity.company import CompanyMemory
@@ -75,7 +76,10 @@ def main() -> None:
         modules_frame("m", catalog), framed("sensitivity", "m", rows), loaded.params
     )
     budget = Budget.parse(f"avg-bits={options.avg_bits}")
-    solved = dict(solve(problem, budget, ANY_CURVE).formats)
+    problem, best, note = recommend(problem, budget, ANY_CURVE)
+    solved = dict(best.formats)
+    if note:
+        print(f"\n{note}")
     even = dict.fromkeys(solved, f"int{int(options.avg_bits)}")
     stage = RefineStage(
         key="m",
