@@ -15,6 +15,7 @@ import argparse
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -33,10 +34,14 @@ from vitsense.plan.solve import assignment_of, make_problem
 from vitsense.progress import NO_PROGRESS
 from vitsense.provenance import versions
 from vitsense.sensitivity.company import CompanyMemory
+from vitsense.sensitivity.draws import Draws
+from vitsense.sensitivity.estimate import Estimated
 from vitsense.sensitivity.fisher import estimate_fisher
 from vitsense.sensitivity.quantizers import Quantizers
+from vitsense.sensitivity.result import Measured
 from vitsense.sensitivity.sweep import measure_exact, measure_joint
 from vitsense.settings import AnalyzeSettings, ModelRequest, QuantSettings
+from vitsense.sites import SiteCatalog
 from vitsense.statistics.collect import collect_statistics
 
 ANY_CURVE = DropModel(ceiling=100, log_c=2.3, exponent=1, scatter=1, points=0, basis="modules")
@@ -46,10 +51,10 @@ ANY_CURVE = DropModel(ceiling=100, log_c=2.3, exponent=1, scatter=1, points=0, b
 def main() -> None:
     options = parse()
     torch.set_num_threads(1)
-    cpu, found = torch.device("cpu"), versions()
+    cpu, made_with = torch.device("cpu"), versions()
     print(
         f"# {options.model}, {platform.machine()}, {os.cpu_count()} processors, 1 thread, torch "
-        f"{found['torch']}, timm {found['timm']}"
+        f"{made_with['torch']}, timm {made_with['timm']}"
     )
     loaded = load_model(ModelRequest(name=options.model, checkpoint=options.checkpoint), cpu)
     model, how = loaded.module.eval(), loaded.preprocessing
@@ -61,7 +66,6 @@ def main() -> None:
     statistics = collect_statistics(model, catalog, pictures.split(options.batch))
     quantizers = Quantizers(catalog, statistics, QuantSettings(), cpu)
     few = pictures[: options.rate_images]
-    batches = [(part, torch.full((len(part),), -1)) for part in few.split(options.batch)]
     started = time.process_time()
     with torch.no_grad():
         model(few)
@@ -69,8 +73,10 @@ def main() -> None:
 
     started = time.process_time()
     bits = [int(width) for width in options.bits.split(",")]
-    rate = estimate_fisher if options.rate == "fast" else measure_exact
-    rows = [cell.row(options.rate) for cell in rate(model, catalog, quantizers, batches, bits=bits)]
+    found = rated(
+        options.rate == "fast", model, catalog, quantizers, few.split(options.batch), bits
+    )
+    rows = [cell.row(options.rate) for cell in found]
     rating = time.process_time() - started
     problem = make_problem(
         modules_frame("m", catalog), framed("sensitivity", "m", rows), loaded.params
@@ -126,6 +132,30 @@ def main() -> None:
             f"{lost} | {same.value:.1f} |",
             flush=True,
         )
+
+
+def rated(
+    fast: bool,
+    model: torch.nn.Module,
+    catalog: SiteCatalog,
+    quantizers: Quantizers,
+    parts: Sequence[torch.Tensor],
+    bits: Sequence[int],
+) -> Sequence[Estimated | Measured]:
+    """Every module at every width, on images without labels."""
+    if not fast:
+        batches = [(part, torch.full((len(part),), -1)) for part in parts]
+        return measure_exact(model, catalog, quantizers, batches, bits=bits)
+    images = torch.cat(list(parts))
+    labels = torch.full((len(images),), -1)
+    return estimate_fisher(
+        model,
+        catalog,
+        quantizers,
+        lambda numbers: (images[list(numbers)], labels[list(numbers)]),
+        Draws.every(len(images)),
+        bits=bits,
+    )
 
 
 def parse() -> argparse.Namespace:

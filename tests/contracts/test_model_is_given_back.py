@@ -13,6 +13,7 @@ from vitsense.discover import find_sites
 from vitsense.observe import ReplaySession, observing
 from vitsense.plan.plan import ModulePlan, Plan
 from vitsense.qat.prepare import convert, prepare_qat
+from vitsense.sensitivity.draws import Draws
 from vitsense.sensitivity.fisher import estimate_fisher
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.sweep import measure_exact, measure_joint
@@ -85,7 +86,9 @@ def do_joint(model, catalog, quantizers) -> None:
 
 
 def do_estimate(model, catalog, quantizers) -> None:
-    estimate_fisher(model, catalog, quantizers, batches(), bits=(8, 3))
+    x, labels = (torch.cat(part) for part in zip(*batches(), strict=True))
+    read = lambda numbers: (x[list(numbers)], labels[list(numbers)])  # noqa: E731
+    estimate_fisher(model, catalog, quantizers, read, Draws.every(len(x)), bits=(8, 3))
 
 
 def do_qat(model, catalog, quantizers) -> None:

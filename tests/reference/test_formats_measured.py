@@ -202,7 +202,11 @@ def test_a_run_in_several_formats_ends_in_a_plan_and_a_report(tmp_path: Path) ->
     formats = ("int8", "int4", "mxfp6_e2m3", "mxfp4")
     run = run_analysis(
         AnalyzeSettings(
-            model=ModelRequest(name="glyph_resnet"), images=16, calibration=8, formats=formats
+            model=ModelRequest(name="glyph_resnet"),
+            images=16,
+            calibration=8,
+            formats=formats,
+            refine=1,
         ),
         out=tmp_path / "run",
     )

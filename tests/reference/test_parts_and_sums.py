@@ -29,6 +29,7 @@ def test_weights_alone_are_planned_measured_and_reported(tmp_path: Path) -> None
             parts=(first, other),
             by=(By.STAGE,),
             mode=SweepMode.EXACT,
+            refine=0,
         ),
         out=tmp_path / "run",
     )

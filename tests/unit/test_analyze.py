@@ -23,7 +23,7 @@ SETTINGS = AnalyzeSettings(
     batch=12,
     mode=SweepMode.EXACT,
 )
-TINY = dataclasses.replace(SETTINGS, images=4, calibration=4, bits=(8,), batch=4)
+TINY = dataclasses.replace(SETTINGS, images=4, calibration=4, bits=(8,), batch=4, refine=0)
 TABLES = (
     "modules", "statistics", "sensitivity", "grids", "groups", "joint", "additivity", "refinement",
     "pareto", "pareto_bits", "coverage",

@@ -28,7 +28,12 @@ from vitsense.settings import AnalyzeSettings, By, ModelRequest, Part, QuantSett
 from vitsense.statistics.collect import collect_statistics
 
 SETTINGS = AnalyzeSettings(
-    model=ModelRequest(name="glyph_resnet"), images=64, calibration=12, bits=(8, 2), batch=16
+    model=ModelRequest(name="glyph_resnet"),
+    images=64,
+    calibration=12,
+    bits=(8, 2),
+    batch=16,
+    refine=1,
 )
 
 

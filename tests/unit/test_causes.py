@@ -125,6 +125,7 @@ SETTINGS = AnalyzeSettings(
     bits=(4,),
     batch=16,
     mode=SweepMode.EXACT,
+    refine=0,
 )
 
 

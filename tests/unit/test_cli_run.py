@@ -21,7 +21,9 @@ from vitsense.runfolder import RunFolder
 from vitsense.schemas import SCHEMAS
 
 _SMALL = ["--model", "zoo/glyph_resnet", "--images", "24", "--calibration", "12"]
+_SMALL += ["--refine", "0"]
 _TINY = ["--model", "zoo/glyph_resnet", "--images", "4", "--calibration", "4", "--bits", "8"]
+_TINY += ["--refine", "0"]
 _ANALYZE = ["analyze", *_SMALL, "--bits", "8,3,2", "--batch-size", "8"]
 
 

@@ -23,6 +23,7 @@ SETTINGS = AnalyzeSettings(
     bits=(8, 4, 2),
     batch=16,
     mode=SweepMode.FAST,
+    refine=0,
 )
 
 

@@ -23,6 +23,7 @@ SETTINGS = AnalyzeSettings(
     batch=8,
     mode=SweepMode.HESSIAN,
     hessian_probes=4,
+    refine=0,
 )
 
 

@@ -14,7 +14,13 @@ from vitsense.runfolder import RunFolder
 from vitsense.settings import AnalyzeSettings, ModelRequest
 
 SETTINGS = AnalyzeSettings(
-    model=ModelRequest(name="glyph_resnet"), images=40, calibration=8, bits=(4, 2), batch=20, by=()
+    model=ModelRequest(name="glyph_resnet"),
+    images=40,
+    calibration=8,
+    bits=(4, 2),
+    batch=20,
+    by=(),
+    refine=1,
 )
 KILLS = 20
 

@@ -72,7 +72,7 @@ def test_a_training_says_what_it_did_and_what_came_out(done: TrainingFolder) -> 
     assert record["ptq"]["n"] == 36
     files = {path.name for path in done.path.iterdir()}
     assert files == {
-        "qat.json", "metrics.jsonl", "movement.csv", "weights.npz", "best.safetensors",
+        "qat.json", "plan.json", "metrics.jsonl", "movement.csv", "weights.npz", "best.safetensors",
         "last.safetensors",
     }  # fmt: skip
     assert [row["step"] for row in done.metrics("evaluation")] == [0, 2, 4, 6]
