@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
-from vitsense.formats import FormatLike, format_of
 from vitsense.runfolder import RunFolder
 from vitsense.sensitivity.company import CompanyMemory
 from vitsense.sensitivity.estimate import Estimate, Estimates
@@ -195,13 +192,6 @@ class KeptCompany(CompanyMemory):
         about = [digest, span.start, span.stop]
         self._kept.append({"company": about, "values": list(values)})
         super().keep_values(digest, span, values)
-
-
-def plan_digest(formats: Mapping[str, FormatLike], part: Part = Part.BOTH) -> str:
-    """What a plan is known by: 16 hex digits of its modules' formats."""
-    names = {module: format_of(like).name for module, like in formats.items()}
-    names["part"] = part.value
-    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _entries(records: Iterable[Record]) -> list[Entry]:

@@ -14,7 +14,7 @@ from vitsense import provenance
 from vitsense.analyze_explain import Explaining, explain, unexplained
 from vitsense.analyze_grids import grids_frame
 from vitsense.analyze_groups import groups_frame
-from vitsense.analyze_kept import KeptCompany, KeptResults, plan_digest
+from vitsense.analyze_kept import KeptCompany, KeptResults
 from vitsense.analyze_plans import Planned, finished_plan, full_precision, plan_and_measure
 from vitsense.analyze_refine import RefineStage, refined
 from vitsense.analyze_sweep import Sweep, measure_cells
@@ -28,6 +28,7 @@ from vitsense.models import LoadedModel
 from vitsense.observe import ReplaySession, preserved
 from vitsense.progress import Progress
 from vitsense.runfolder import RunFolder
+from vitsense.sensitivity.company import plan_digest
 from vitsense.sensitivity.portions import Supply
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.result import Outcome

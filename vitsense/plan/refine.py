@@ -35,7 +35,7 @@ _SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 """Limits on changed modules, as shares of all."""
 
 _WORTH = 0.01
-"""A step that lowers the divergence by less than this share ends the search."""
+"""A step that lowers the divergence by less than this share is not kept."""
 
 
 @dataclass(frozen=True, slots=True)

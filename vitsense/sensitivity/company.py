@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vitsense.deadline import Deadline
 from vitsense.errors import MeasurementError
+from vitsense.formats import FormatLike, format_of
 from vitsense.numerics.distance import kl_nats
 from vitsense.observe import ReplaySession, preserved
 from vitsense.progress import NO_PROGRESS, Progress
@@ -53,10 +54,11 @@ class CompanyMemory:
         """Know what other processes of the run have measured; here there are none."""
 
 
-def plan_digest(plan: Formats, part: Part) -> str:
-    """The same for equal plans of equal parts, in any order."""
-    text = json.dumps([part.value, sorted(plan.items())])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def plan_digest(formats: Mapping[str, FormatLike], part: Part = Part.BOTH) -> str:
+    """What a plan is known by: 16 hex digits of its modules' formats."""
+    names = {module: format_of(like).name for module, like in formats.items()}
+    names["part"] = part.value
+    return hashlib.sha256(json.dumps(names, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vitsense.report.formatters import number, short, span
+from vitsense.report.formatters import loss_of, number, short, span
 from vitsense.report.plan_names import plan_name
 from vitsense.report.section import Finding, Section, Table, Words
 
@@ -57,21 +57,16 @@ def _gain(joint: pd.DataFrame, labelled: bool) -> Finding:
     return Finding(
         headline=headline,
         numbers=(
-            f"On evaluation images, which decided nothing: {_measured(before, labelled)} as "
-            f"solved from single modules, {_measured(after, labelled)} after the exchanges "
+            f"On evaluation images, which decided nothing: {_measured(before)} as "
+            f"solved from single modules, {_measured(after)} after the exchanges "
             f"({loss} and divergence, {number(before['avg_bits'], 2)} and "
             f"{number(after['avg_bits'], 2)} bits on average)."
         ),
     )
 
 
-def _measured(row: Any, labelled: bool) -> str:
-    ends = ("drop", "drop_low", "drop_high")
-    value, low, high = (
-        (row[c] for c in ends)
-        if labelled
-        else (100 - row[c] for c in ("agreement", "agreement_high", "agreement_low"))
-    )
+def _measured(row: Any) -> str:
+    value, low, high = loss_of(row)
     return (
         f"{number(value)} points ({span(low, high)}), {short(row['kl'])} nats "
         f"({short(row['kl_low'])} to {short(row['kl_high'])})"
