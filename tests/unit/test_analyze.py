@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from interruptions import interrupt_after
 
 from vitsense.analyze import run_analysis
 from vitsense.errors import StaleResultError, UserInputError
@@ -100,16 +101,7 @@ def test_a_finished_run_is_not_measured_again(finished: RunFolder) -> None:
 def test_an_interrupted_run_continues_to_the_same_tables(
     finished: RunFolder, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, count = RunFolder.append_state, 0
-
-    def interrupting(self: RunFolder, record: dict) -> None:
-        nonlocal count
-        count += 1
-        if count > after:
-            raise KeyboardInterrupt
-        append(self, record)
-
-    monkeypatch.setattr(RunFolder, "append_state", interrupting)
+    interrupt_after(monkeypatch, after)
     with pytest.raises(KeyboardInterrupt):
         run_analysis(SETTINGS, out=tmp_path / "cut")
     cut = RunFolder.open(tmp_path / "cut")

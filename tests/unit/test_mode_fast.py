@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from interruptions import interrupt_after
 
 from vitsense.analyze import run_analysis
 from vitsense.plan.again import plan_again
@@ -72,16 +73,7 @@ def test_the_report_says_first_that_these_are_estimates(fast: RunFolder) -> None
 def test_an_interrupted_estimate_continues_to_the_same_table(
     fast: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, count = RunFolder.append_state, 0
-
-    def interrupting(self: RunFolder, record: dict) -> None:
-        nonlocal count
-        count += 1
-        if count > 1:
-            raise KeyboardInterrupt
-        append(self, record)
-
-    monkeypatch.setattr(RunFolder, "append_state", interrupting)
+    interrupt_after(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):
         run_analysis(SETTINGS, out=tmp_path / "cut")
     monkeypatch.undo()

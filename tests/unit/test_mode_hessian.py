@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from interruptions import interrupt_after
 
 from vitsense.analyze import run_analysis
 from vitsense.errors import UserInputError
@@ -52,16 +53,7 @@ def test_every_cell_is_estimated_and_the_report_names_the_mode(run: RunFolder) -
 def test_an_interrupted_run_continues_to_the_same_table(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, count = RunFolder.append_state, 0
-
-    def interrupting(self: RunFolder, record: dict) -> None:
-        nonlocal count
-        count += 1
-        if count > 2:
-            raise KeyboardInterrupt
-        append(self, record)
-
-    monkeypatch.setattr(RunFolder, "append_state", interrupting)
+    interrupt_after(monkeypatch, 2)
     with pytest.raises(KeyboardInterrupt):
         run_analysis(SETTINGS, out=tmp_path / "cut")
     monkeypatch.undo()
