@@ -126,7 +126,7 @@ def analyze(
 def demo(*, out: Path | None, progress_style: str, quiet: bool, as_json: bool) -> None:
     """Analyze a small Swin against a small ResNet on generated images, and write the report.
 
-    Takes about three minutes on two CPU cores and needs no network.
+    Takes about two minutes on two CPU cores and needs no network.
     """
     from vitsense.demo import run_demo
 

@@ -24,6 +24,7 @@ SETTINGS = AnalyzeSettings(
     batch=12,
     mode=SweepMode.EXACT,
 )
+SHORT = dataclasses.replace(SETTINGS, images=8, calibration=6, bits=(4, 2), batch=4, refine=1)
 TINY = dataclasses.replace(SETTINGS, images=4, calibration=4, bits=(8,), batch=4, refine=0)
 TABLES = (
     "modules", "statistics", "sensitivity", "grids", "groups", "joint", "additivity", "refinement",
@@ -34,6 +35,11 @@ TABLES = (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run_analysis(SETTINGS, out=tmp_path_factory.mktemp("runs") / "whole")
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run_analysis(SHORT, out=tmp_path_factory.mktemp("runs") / "short")
 
 
 def assert_equal_tables(a: RunFolder, b: RunFolder) -> None:
@@ -87,8 +93,8 @@ def test_the_plan_keeps_its_budget_and_names_every_module(finished: RunFolder) -
     assert first.pinned
 
 
-def test_the_same_settings_give_the_same_tables(finished: RunFolder, tmp_path: Path) -> None:
-    assert_equal_tables(finished, run_analysis(SETTINGS, out=tmp_path / "again"))
+def test_the_same_settings_give_the_same_tables(short: RunFolder, tmp_path: Path) -> None:
+    assert_equal_tables(short, run_analysis(SHORT, out=tmp_path / "again"))
 
 
 def test_a_finished_run_is_not_measured_again(finished: RunFolder) -> None:
@@ -99,16 +105,16 @@ def test_a_finished_run_is_not_measured_again(finished: RunFolder) -> None:
 
 @pytest.mark.parametrize("after", [1, 30, 46])
 def test_an_interrupted_run_continues_to_the_same_tables(
-    finished: RunFolder, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
+    short: RunFolder, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_after(monkeypatch, after)
     with pytest.raises(KeyboardInterrupt):
-        run_analysis(SETTINGS, out=tmp_path / "cut")
+        run_analysis(SHORT, out=tmp_path / "cut")
     cut = RunFolder.open(tmp_path / "cut")
     assert cut.read_run()["status"] == "interrupted"
     assert len(cut.read_state()) == after
     monkeypatch.undo()
-    assert_equal_tables(finished, run_analysis(SETTINGS, out=tmp_path / "cut"))
+    assert_equal_tables(short, run_analysis(SHORT, out=tmp_path / "cut"))
 
 
 def test_an_unfinished_run_is_found_without_its_name(tmp_path: Path, monkeypatch) -> None:

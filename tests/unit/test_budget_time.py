@@ -29,11 +29,11 @@ from vitsense.statistics.collect import collect_statistics
 
 SETTINGS = AnalyzeSettings(
     model=ModelRequest(name="glyph_resnet"),
-    images=64,
-    calibration=12,
-    bits=(8, 2),
-    batch=16,
-    refine=1,
+    images=24,
+    calibration=8,
+    bits=(4,),
+    batch=12,
+    refine=0,
 )
 
 

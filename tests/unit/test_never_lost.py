@@ -15,10 +15,10 @@ from vitsense.settings import AnalyzeSettings, ModelRequest
 
 SETTINGS = AnalyzeSettings(
     model=ModelRequest(name="glyph_resnet"),
-    images=40,
-    calibration=8,
-    bits=(4, 2),
-    batch=20,
+    images=12,
+    calibration=4,
+    bits=(4,),
+    batch=12,
     by=(),
     refine=1,
 )

@@ -95,18 +95,21 @@ def _scopes(cells: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _correlations(cells: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    for statistic in (name for name in STATISTIC_WORDS if name in cells.columns):
+    names = [*(name for name in STATISTIC_WORDS if name in cells.columns), *TARGETS]
+    values = {name: cells[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in names}
+    finite = {name: np.isfinite(column) for name, column in values.items()}
+    for statistic in names[: -len(TARGETS)]:
         for target in TARGETS:
-            pair = cells[[statistic, target]].astype("float64")
-            pair = pair[np.isfinite(pair).all(axis=1)]
+            seen = finite[statistic] & finite[target]
+            x, y = values[statistic][seen], values[target][seen]
             # without spread on either side there is no order to compare
-            if len(pair) < LEAST_MODULES or (pair.nunique() < 2).any():
+            if len(x) < LEAST_MODULES or np.ptp(x) == 0 or np.ptp(y) == 0:
                 continue
-            r, low, high, tau = rank_correlation(pair[statistic], pair[target])
+            r, low, high, tau = rank_correlation(x, y)
             yield {
                 "statistic": statistic,
                 "target": target,
-                "n": len(pair),
+                "n": len(x),
                 "spearman": r,
                 "low": low,
                 "high": high,
