@@ -307,8 +307,8 @@ def warnings_of(
     if settings.mode is SweepMode.FAST:
         found.append(
             "Divergences of single modules are estimates (mode fast), not measurements, and single "
-            "modules have no drop. They rank modules well at 8 to 4 bits and less well at 3 and 2, "
-            "where the divergence is no longer of second order; whole plans are measured."
+            "modules have no drop. At 3 and 2 bits, where the first order fails, they are combined "
+            "with a measurement on a few images; whole plans are measured."
         )
     if source.kind == GENERATED:
         found.append(

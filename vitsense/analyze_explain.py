@@ -95,7 +95,7 @@ def _estimates(given: Explaining, mode: SweepMode) -> dict[_Key, Rated]:
             given.sweep.progress.note(f"No estimates as of mode {mode.value}: {error}")
     part = settings.planned_part
     return {
-        (r.cell.module, r.cell.format): r.estimate
+        (r.cell.module, r.cell.format): r.checked.first_order if r.checked else r.estimate
         for r in rated
         if isinstance(r, Estimated) and r.estimate is not None and r.cell.part is part
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 from vitsense.runfolder import RunFolder
@@ -11,7 +12,7 @@ from vitsense.sensitivity.company import CompanyMemory
 from vitsense.sensitivity.estimate import Estimate, Estimates
 from vitsense.sensitivity.group_sweep import GroupCell, GroupLedger, GroupOutcome
 from vitsense.sensitivity.hessian import Probe, ProbeKey
-from vitsense.sensitivity.ledger import Entry, Span, SpanSums
+from vitsense.sensitivity.ledger import Entry, Ledger, Span, SpanSums
 from vitsense.sensitivity.recovery import Recovery
 from vitsense.sensitivity.result import Cell, Outcome
 from vitsense.settings import Direction, Part
@@ -59,17 +60,28 @@ class KeptResults:
 
     def entries(self) -> list[Entry]:
         """Outcomes of cells, by module and spans of images."""
-        return _entries(self._state)
+        return _entries("images", self._state)
 
     def other_entries(self) -> list[Entry]:
         """Those of other processes that are new."""
-        return _entries(self.other_records())
+        return _entries("images", self.other_records())
 
     def keep(self, entry: Entry) -> None:
         """Append the outcomes of one module on some spans."""
+        self._keep_entry("images", entry)
+
+    def checks(self) -> Ledger:
+        """Outcomes of cells by spans of draws for checking estimates, known and to come."""
+        return Ledger(
+            _entries("checked", self._state),
+            partial(self._keep_entry, "checked"),
+            lambda: _entries("checked", self.other_records()),
+        )
+
+    def _keep_entry(self, kind: str, entry: Entry) -> None:
         self.append(
             {
-                "images": [[span.start, span.stop] for span in entry.spans],
+                kind: [[span.start, span.stop] for span in entry.spans],
                 "module": entry.module,
                 "cells": [
                     [cell.part.value, cell.format, [o.to_list() for o in outcomes]]
@@ -194,10 +206,10 @@ class KeptCompany(CompanyMemory):
         super().keep_values(digest, span, values)
 
 
-def _entries(records: Iterable[Record]) -> list[Entry]:
+def _entries(kind: str, records: Iterable[Record]) -> list[Entry]:
     return [
         Entry(
-            tuple(Span(*ends) for ends in record["images"]),
+            tuple(Span(*ends) for ends in record[kind]),
             record["module"],
             {
                 Cell.of(record["module"], name, Part(part)): tuple(
@@ -207,7 +219,7 @@ def _entries(records: Iterable[Record]) -> list[Entry]:
             },
         )
         for record in records
-        if "images" in record
+        if kind in record
     ]
 
 

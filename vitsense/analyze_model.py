@@ -28,6 +28,7 @@ from vitsense.models import LoadedModel
 from vitsense.observe import ReplaySession, preserved
 from vitsense.progress import Progress
 from vitsense.runfolder import RunFolder
+from vitsense.sensitivity.checked import said_of
 from vitsense.sensitivity.company import plan_digest
 from vitsense.sensitivity.portions import Supply
 from vitsense.sensitivity.quantizers import Quantizers
@@ -166,7 +167,7 @@ def analyze_model(
         "pareto_bits": planned.front_bits,
         "coverage": framed("coverage", model.key, [asdict(u) for u in catalog.uncovered]),
     }
-    return _tables(model, sweep, statistics, planned, frames)
+    return _tables(model, sweep, statistics, planned, frames, said_of(measured))
 
 
 def _tables(
@@ -175,10 +176,11 @@ def _tables(
     statistics: Mapping[str, SiteStatistics],
     planned: Planned,
     frames: dict[str, pd.DataFrame],
+    checked: str,
 ) -> ModelTables:
     """The tables, and what is said about them."""
     key, fp = model.key, full_precision(planned.outcomes)
-    notes = [planned.note, _differing(sweep.team, statistics)]
+    notes = [checked, planned.note, _differing(sweep.team, statistics)]
     if sweep.deadline.came:
         notes.append(_missing(frames, sweep))
     return ModelTables(

@@ -14,6 +14,14 @@ from vitsense.deadline import Deadline
 from vitsense.errors import MeasurementError
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.sensitivity.adaptive import measure_adaptive
+from vitsense.sensitivity.checked import (
+    Checks,
+    combined,
+    images_to_check,
+    measure_checks,
+    narrow_cells,
+    passes_of_an_image,
+)
 from vitsense.sensitivity.doubt import doubts
 from vitsense.sensitivity.draws import Draws
 from vitsense.sensitivity.estimate import Estimated, EstimateMemory, Estimates
@@ -107,6 +115,34 @@ def estimate_cells(sweep: Sweep) -> list[Estimated]:
     return _estimate(sweep, draws, missing | kept.estimates(), NO_PROGRESS)
 
 
+def _fast(sweep: Sweep) -> list[Estimated]:
+    """Estimates of every cell; those of narrow formats are checked on a few images."""
+    settings, catalog = sweep.settings, sweep.catalog
+    estimated = estimate_cells(sweep)
+    cells = narrow_cells(catalog, settings.format_names, settings.parts)
+    count = images_to_check(passes_of_an_image(catalog, cells), sweep.images)
+    if not count or sweep.deadline.came:
+        return estimated
+    checks = Checks(
+        cells=cells,
+        draws=Draws.by_doubt(_doubts(sweep), settings.seed, count=count),
+        read=sweep.supply.read,
+        largest=sweep.supply.largest,
+    )
+    sweep.progress.start(count * len(cells), f"{sweep.key} checks")
+    found = measure_checks(
+        sweep.model,
+        catalog,
+        sweep.quantizers,
+        checks,
+        ledger=sweep.kept.checks(),
+        deadline=sweep.deadline,
+        team=sweep.team,
+        progress=sweep.progress,
+    )
+    return combined(estimated, found)
+
+
 def _estimate(
     sweep: Sweep, draws: Draws, known: dict[Span, Estimates], progress: Progress
 ) -> list[Estimated]:
@@ -187,6 +223,6 @@ def _adaptive(sweep: Sweep) -> list[Measured]:
 _MODES: dict[SweepMode, Callable[[Sweep], Sequence[Measured | Estimated]]] = {
     SweepMode.EXACT: _exact,
     SweepMode.ADAPTIVE: _adaptive,
-    SweepMode.FAST: estimate_cells,
+    SweepMode.FAST: _fast,
     SweepMode.HESSIAN: hessian_cells,
 }

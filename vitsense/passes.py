@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from vitsense.analyze_explain import REMEDIED
 from vitsense.formats import format_of
 from vitsense.plan.additivity import RANDOM_PLANS
+from vitsense.sensitivity.checked import images_to_check, narrow_cells, passes_of_an_image
 from vitsense.sensitivity.draws import drawn
 from vitsense.sensitivity.group_sweep import passes_of_groups
 from vitsense.sensitivity.groups import groups_of
@@ -80,6 +81,13 @@ def _fast(images: int) -> Passes:
     return Passes(about, most)
 
 
+def _checks(settings: AnalyzeSettings, catalog: SiteCatalog, images: int) -> Passes:
+    """Narrow formats that mode fast measures on a few images."""
+    cells = narrow_cells(catalog, settings.format_names, settings.parts)
+    passes = passes_of_an_image(catalog, cells)
+    return _alike(images_to_check(passes, images) * passes / images)
+
+
 def _probed(settings: AnalyzeSettings, images: int) -> Passes:
     times = max(1.0, settings.probes * IMAGES_OF_A_PROBE / images)
     about, most = (passes * times for passes in _PROBE)
@@ -94,7 +102,7 @@ def _beside(settings: AnalyzeSettings, images: int) -> Passes:
 
 def _modules(settings: AnalyzeSettings, catalog: SiteCatalog, images: int, first: float) -> Passes:
     if settings.mode is SweepMode.FAST:
-        return _fast(images)
+        return _fast(images) + _checks(settings, catalog, images)
     if settings.mode is SweepMode.HESSIAN:
         return _probed(settings, images)
     wanted = measurable(catalog, settings.format_names, settings.parts)

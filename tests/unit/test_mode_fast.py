@@ -41,6 +41,12 @@ def test_every_cell_is_estimated_and_has_no_drop(fast: RunFolder) -> None:
     assert (cells["kl_low"] <= cells["kl"]).all()
     assert (cells["kl"] < cells["kl_high"]).all()
     assert cells[["drop", "agreement", "sqnr_db", "lost"]].isna().all().all()
+    kept = [record for record in fast.read_state() if "checked" in record]
+    assert {record["cells"][0][1] for record in kept} == {"int2"}
+    first = fast.table("estimates").set_index(["module", "bits"])["fisher_kl"]
+    rated = cells.set_index(["module", "bits"])["kl"]
+    changed = ((rated - first[rated.index]).abs() > 1e-12).groupby("bits").mean()
+    assert changed.to_dict() == {2: 1.0, 4: 0.0, 8: 0.0}
     mean = cells.groupby("bits")["kl"].mean()
     assert mean[2] > mean[4] > mean[8] > 0
 
@@ -60,6 +66,9 @@ def test_plans_are_made_from_estimates_and_measured_as_a_whole(fast: RunFolder) 
 def test_the_report_says_first_that_these_are_estimates(fast: RunFolder) -> None:
     document = compose(fast)
     assert document.warnings[0].startswith("Divergences of single modules are estimates")
+    (checked,) = [w for w in document.warnings if "checked by measuring every module" in w]
+    assert "on 32 drawn images, and was off at int2 by a factor of" in checked
+    assert "int4" not in checked
     (model,) = document.models
     assert model.loss == "drop of top-1"  # of whole plans
     cells = [cell for row in model.rows for cell in row.cells]

@@ -150,7 +150,8 @@ MODE_WORDS = {
     "intervals allow for the repeated looking",
     "fast": "fast: the divergence of single modules is estimated to second order (Fisher "
     "information of the class probabilities) from one forward and one backward pass; their drop is "
-    "not measured; whole plans are. Images are drawn by how unsure the model is of them",
+    "not measured; whole plans are. Images are drawn by how unsure the model is of them; below 4 "
+    "bits the estimate is combined with a measurement of every module on 8 to 32 of them",
     "hessian": "hessian: the divergence of single modules is estimated as HAWQ-V2 does, half the "
     "mean trace of the Hessian of the loss (Hutchinson's random vectors) times the squared "
     "rounding error; their drop is not measured; whole plans are",

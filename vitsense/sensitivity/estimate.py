@@ -95,12 +95,32 @@ class EstimateMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What measuring a cell on a few images said; see `vitsense.sensitivity.checked`."""
+
+    first_order: Rated
+    """The estimate before."""
+    measured: float
+    """Nats."""
+    draws: int
+    """Images it was measured on; one may be drawn several times."""
+    weight: float
+    """Of the measurement, 0 to 1; one for all modules of a format, like the next two."""
+    factor: float
+    """Measured over estimated, the geometric mean."""
+    spread: float | None
+    """What that differs by from module to module beyond noise, a factor (1: nothing); None where
+    there are too few modules."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimated:
     """A cell with its estimate, or the reason why it has none."""
 
     cell: Cell
     estimate: Rated | None
     reason: str = ""
+    checked: Checked | None = None
 
     def row(self, mode: str) -> dict[str, Any]:
         """The row of ``sensitivity.csv``, without the model; drop and agreement are empty."""
