@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from vitsense.freed_memory import keep_freed_memory
 from vitsense.models import load_model
 from vitsense.progress import PlainProgress
 from vitsense.qat.ablate import ablate
@@ -23,6 +24,7 @@ from vitsense.settings import ModelRequest
 
 def main() -> None:
     options = parse()
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     device = torch.device("cpu")
     request = ModelRequest(name=options.model, checkpoint=options.checkpoint)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitsense.discover import find_sites
+from vitsense.freed_memory import keep_freed_memory
 from vitsense.plan.plan import ModulePlan, Plan
 from vitsense.qat.oscillation import OscillationTracker
 from vitsense.qat.prepare import QuantizedModel, prepare_qat
@@ -60,7 +61,13 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="variants whose name holds one of these texts (with commas)"
     )
+    parser.add_argument(
+        "--return-memory", action="store_true",
+        help="leave the C library's allocator as it is; default: as the program sets it",
+    )  # fmt: skip
     options = parser.parse_args()
+    if not options.return_memory:
+        print(f"freed memory is kept: {keep_freed_memory()}")
     torch.set_num_threads(options.threads)
     if os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
         print("note: set OMP_WAIT_POLICY=PASSIVE, or waiting threads count as work")

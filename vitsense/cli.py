@@ -24,6 +24,7 @@ from vitsense.cli_profile import profile
 from vitsense.cli_qat import qat
 from vitsense.cli_report import report
 from vitsense.errors import AlreadySaidError, ProcessLostError, VitsenseError
+from vitsense.freed_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,6 +87,7 @@ def main() -> NoReturn:
     # OpenMP reads it when torch is loaded. On a machine with other work, threads that spin while
     # they wait make a small model take three times as long (measured with two processors).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -435,6 +435,9 @@ def test_waiting_threads_sleep_unless_the_user_decided(
     if given is not None:
         os.environ["OMP_WAIT_POLICY"] = given
     monkeypatch.setattr(sys, "argv", ["vitsense", "--version"])
+    asked: list[bool] = []  # the memory of the tests' own process is left as it is
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: asked.append(True))
     with pytest.raises(SystemExit):
         cli.main()
     assert os.environ["OMP_WAIT_POLICY"] == kept
+    assert asked == [True]

@@ -164,18 +164,25 @@ def _inside(grad: Tensor, x: Tensor, grid: LearnedGrid) -> Tensor:
     if rounding.margin == float("inf"):
         return grad
     first, last = rounding.qmin - rounding.margin - _EDGE, rounding.qmax + rounding.margin + _EDGE
-    if step.numel() == 1 and step.device.type == "cpu" and not torch.compiler.is_compiling():
-        size, shift = step.item(), 0.0 if offset is None else offset.item()
-        ends = (first * size + shift, last * size + shift)
+    if step.device.type == "cpu" and not torch.compiler.is_compiling():
         # one pass and no mask; reading the step costs nothing where it need not be fetched
-        result: Tensor = torch.ops.aten.hardtanh_backward.grad_input(
-            grad, x, *ends, grad_input=grad
-        )
-        return result
+        if step.numel() == 1:
+            size, shift = step.item(), 0.0 if offset is None else offset.item()
+            return _inside_ends(grad, x, first * size + shift, last * size + shift)
+        shifted = x if offset is None else x - offset
+        return _inside_ends(grad, shifted * (1.0 / step), first, last)
     low, high = step * first, step * last
     if offset is not None:
         low, high = low + offset, high + offset
     return grad.masked_fill((x < low) | (x > high), 0.0)
+
+
+def _inside_ends(grad: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """``grad``, in place, where x is above ``low`` and below ``high``, else 0."""
+    result: Tensor = torch.ops.aten.hardtanh_backward.grad_input(
+        grad, x, low, high, grad_input=grad
+    )
+    return result
 
 
 def quantize(x: Tensor, grid: LearnedGrid) -> Tensor:
