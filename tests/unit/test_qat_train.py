@@ -212,6 +212,12 @@ def test_fewer_images_than_one_batch_are_refused(plan: Plan, tmp_path: Path) -> 
         train(request(plan, images=3), folder(tmp_path), CPU)
 
 
+def test_a_foreign_plan_and_too_few_images_are_said_together(plan: Plan, tmp_path: Path) -> None:
+    wanted = "digest 0000000000000000.* And: 3 training images are fewer than the 4"
+    with pytest.raises(SiteMismatchError, match=wanted):
+        train(request(_other_weights(plan), images=3), folder(tmp_path), CPU)
+
+
 def _photos(path: Path, classes: int) -> str:
     for label in range(classes):
         (path / f"c{label}").mkdir(parents=True)

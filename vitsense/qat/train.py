@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from vitsense import provenance
 from vitsense.data import ImageSet
-from vitsense.errors import InputMissingError, StaleResultError, UserInputError
+from vitsense.errors import (
+    InputMissingError,
+    SiteMismatchError,
+    StaleResultError,
+    UserInputError,
+)
 from vitsense.models import LoadedModel, load_model
 from vitsense.plan.plan import Plan
 from vitsense.progress import NO_PROGRESS, Progress
@@ -85,7 +90,7 @@ def train(
         progress = NO_PROGRESS
     device = accelerator.device
     model = load_model(request.model, device)
-    images = open_training_set(request, model, device, accelerator.num_processes)
+    images = _images_of(request, model, device, accelerator.num_processes)
     recipe = request.recipe
     steps = max(1, round(recipe.epochs * len(images.numbers) / recipe.batch))
     record = first_record(request, model, images, steps, command or provenance.command_line())
@@ -111,6 +116,21 @@ def train(
     with _status_kept(job, folder):
         _train(job, folder, steps, state)
     return job.record
+
+
+def _images_of(
+    request: QatRequest, model: LoadedModel, device: torch.device, ranks: int
+) -> TrainingSet:
+    """The images; where they are refused and the plan is of other weights, both are said."""
+    try:
+        return open_training_set(request, model, device, ranks)
+    except UserInputError as about_images:
+        names = [module.name for module in request.plan.modules]  # sites are not known yet
+        try:
+            request.plan.check_against(names, weights_digest=model.digest, model=model.key)
+        except SiteMismatchError as about_plan:
+            raise SiteMismatchError(f"{about_plan} And: {about_images}") from about_images
+        raise
 
 
 def _state_of(
