@@ -31,7 +31,7 @@ OWNERS = {
     "typst": {"report/pdf.py"},
     "pyarrow": {"report/tables.py"},
     "rich": {"progress.py"},
-    "onnx_ir": {"export/onnx_graph.py", "export/parity.py"},
+    "onnx_ir": {"export/onnx_graph.py", "export/site_graph.py"},
     "onnxscript": {"export/onnx_graph.py"},
     "onnxruntime": {"export/session.py"},
     "ml_dtypes": {"export/onnx_graph.py"},

@@ -200,6 +200,18 @@ def _emit_onnx(entry: dict[str, Any]) -> None:
     first = entry["first_difference"]
     if first is not None:
         emit(f"  first difference: {first['site']}: {first['explanation']}")
+    compared, own = entry["compared_sites"], entry["arithmetic"]
+    emit(
+        f"  each site with the inputs of torch ({compared['images']} images, {compared['sites']} "
+        f"sites): {compared['conclusion']}"
+    )
+    if own is not None:
+        emit(f"  {own['conclusion']}")
+    if parity["images"] < parity["asked"]:
+        say(
+            f"Note: {parity['asked']} images were asked for, and {parity['images']} of this source "
+            "had no part in the calibration."
+        )
     if latency is not None:
         fast, full = latency["quantized_ms"], latency["float_ms"]
         emit(
@@ -214,13 +226,11 @@ def _emit_onnx(entry: dict[str, Any]) -> None:
                 f"{predicted['profile']})"
             )
     if not parity["identical"]:
-        same, own = parity["same_top1"] == parity["images"], entry["arithmetic"]
+        same = parity["same_top1"] == parity["images"]
         what = "logits differ by more than a step" if same else "some images get another class"
-        say(
-            f"Warning: {what}; export.json says where the difference begins. For comparison, the "
-            f"torch model in double precision: {own['same_top1']} of {own['images']} images get "
-            f"its own class, logits differ by at most {own['largest']:.2g}."
-        )
+        within = own["within"] and not compared["suspicious"]
+        why = "as torch in double precision does" if within else "and more than rounding explains"
+        say(f"Warning: {what}, {why}; export.json says where at every site.")
 
 
 def _emit_config(entry: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -14,16 +16,26 @@ from small_models import images
 from vitsense.errors import InputMissingError, UserInputError
 from vitsense.export.fixed import FixedModel, FixedWeight
 from vitsense.export.onnx_types import stored_types
-from vitsense.export.parity import SiteDifference, parity_of
+from vitsense.export.parity import both_logits, double_logits, parity_of
+from vitsense.numerics.fake_quant import fake_quantize
 from vitsense.numerics.grid import Format, Grid
+from vitsense.observe import observing
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from vitsense.export import onnx_graph  # noqa: E402
-from vitsense.export.parity import arithmetic_of, compare, compare_sites  # noqa: E402
 from vitsense.export.session import Session, latencies  # noqa: E402
+from vitsense.export.site_parity import (  # noqa: E402
+    Apart,
+    apart_of,
+    compare_sites,
+    explained,
+    summary,
+)
+
+VIT_WEIGHT = "blocks.0.mlp.fc1:weight"
 
 
 def _every_kind() -> FixedModel:
@@ -93,24 +105,70 @@ def test_the_file_names_no_folder_of_this_machine(exported: Any) -> None:
     assert b"/vitsense/" not in exported[2]
 
 
-def test_sites_agree_one_by_one_and_a_planted_error_is_found(exported: Any) -> None:
+def test_sites_agree_one_by_one_and_the_graph_stays_as_it_was(exported: Any) -> None:
     fixed, graph, raw, _ = exported
-    sites = compare_sites(fixed, graph, images(2))
+    sites = compare_sites(fixed, graph, images(5))
     assert {site.site for site in sites} <= set(fixed.activations)
-    first = next((site for site in sites if site.differing), None)
-    assert first is None or "middle between two codes" in first.explanation
-    assert [v.name for v in graph.graph.outputs] == ["logits"]
-    # a model whose third activation has another scale differs there first
-    third = sites[2].site
-    grids = dict(fixed.activations)
-    grids[third] = Grid(grids[third].format, grids[third].scale * 1.5, grids[third].zero_point)
+    assert [site.site for site in sites if site.suspicious] == []
+    assert all(site.double.by_ties for site in sites)
+    seen = _elements(fixed, images(5))
+    assert {site.site: site.values for site in sites} == {s.site: seen[s.site] for s in sites}
+    assert onnx_graph.write_graph(graph) == raw
+
+
+def _elements(fixed: FixedModel, batch: torch.Tensor) -> dict[str, int]:
+    """Values of every activation site, counted by the model's own hooks."""
+    found: dict[str, int] = {}
+
+    def counted(site: str, tensor: torch.Tensor) -> torch.Tensor:
+        found[site] = tensor.numel()
+        return fake_quantize(tensor, fixed.activations[site], divide=True)
+
+    visits = {key: partial(counted, key) for key in fixed.activations}
+    with torch.no_grad(), observing(fixed.model, fixed.catalog, visits):
+        fixed.model(batch)
+    return found
+
+
+def test_a_scale_that_is_one_percent_off_is_no_tie(exported: Any) -> None:
+    fixed, graph, raw, _ = exported
+    names = [site.site for site in compare_sites(fixed, graph, images(1))]
+    late = names[-4]
+    grid = fixed.activations[late]
+    grids = fixed.activations | {late: Grid(grid.format, grid.scale * 1.01, grid.zero_point)}
     other = FixedModel(fixed.model, fixed.catalog, fixed.weights, grids)
-    found = {site.site: site for site in compare_sites(other, graph, images(2)) if site.differing}
-    assert not {site.site for site in sites[:2]} & found.keys()
-    assert "rounding does not explain it" in found[third].explanation
-    parity = compare(other, Session(raw), [(images(4), torch.full((4,), -1))])
-    assert parity.largest > 0
-    assert parity.top1_file is None
+    sites = compare_sites(other, graph, images(2))
+    found = summary(sites)
+    assert found["suspicious"][0] == late
+    assert "another scale" in found["conclusion"]
+    assert late in found["conclusion"]
+    assert not [s.site for s in sites[: names.index(late)] if s.suspicious]
+    mine, theirs = both_logits(other, Session(raw), [(images(4), torch.full((4,), -1))])
+    assert np.abs(mine - theirs).max() > 0
+
+
+def test_a_wrong_weight_is_found_though_everything_behind_it_inherits_the_difference(
+    exported: Any,
+) -> None:
+    fixed, graph, _, _ = exported
+    key = "layer1.0.conv1:weight" if "layer1.0.conv1:weight" in fixed.weights else VIT_WEIGHT
+    weight = fixed.weights[key]
+    grid = Grid(weight.grid.format, weight.grid.scale * 1.01, weight.grid.zero_point)
+    other = FixedModel(
+        fixed.model,
+        fixed.catalog,
+        fixed.weights | {key: FixedWeight(weight.codes, grid)},
+        fixed.activations,
+    )
+    sites = compare_sites(other, graph, images(2))
+    own = [site.site for site in sites].index(key.replace("weight", "input"))
+    assert not [site.site for site in sites[: own + 1] if site.suspicious]
+    (wrong,) = [site for site in sites if site.suspicious]
+    assert wrong is sites[own + 1]
+    assert wrong.alone.tie > 0.01
+    assert sum(site.as_it_runs.differing > 0 for site in sites[own + 1 :]) > 3
+    assert summary(sites)["suspicious"] == [wrong.site]
+    assert "rounding does not explain it" in summary(sites)["conclusion"]
 
 
 def test_files_are_timed_in_turn(exported: Any) -> None:
@@ -120,12 +178,11 @@ def test_files_are_timed_in_turn(exported: Any) -> None:
     assert 0 < first.low <= first.median <= first.high
 
 
-def test_the_torch_model_is_compared_with_itself_in_double_precision() -> None:
+def test_the_torch_model_in_double_precision_is_another_way_to_compute_it() -> None:
     fixed, _ = fixed_model("resnet", (8,))
-    batch = (images(4), torch.full((4,), -1))
-    found = arithmetic_of(fixed, [batch])
-    assert found.images == found.same_top1 == 4
-    assert 0 < found.largest < 0.05 * np.ptp(logits(fixed).numpy())
+    found = double_logits(fixed, [(images(4), torch.full((4,), -1))])
+    mine = logits(fixed).numpy()
+    assert 0 < np.abs(found - mine).max() < 0.05 * np.ptp(mine)
     assert next(fixed.model.parameters()).dtype is torch.float32
 
 
@@ -142,13 +199,43 @@ def test_parity_counts_classes_and_measures_logits() -> None:
     assert parity_of(mine, mine + 0.004, np.array([1, 0, 1])).identical
 
 
-def test_a_tie_is_called_a_tie() -> None:
-    tie = SiteDifference(site="a", values=10, differing=1, steps=1.0, tie=1e-5)
-    assert "middle between two codes" in tie.explanation
-    assert (
-        "does not explain"
-        in SiteDifference(site="a", values=10, differing=1, steps=1.0, tie=0.2).explanation
-    )
+def test_a_tie_is_called_a_tie_and_nothing_else_is() -> None:
+    assert explained(Apart(), 10) == ""
+    tie = Apart(differing=1, steps=1.0, tie=1e-5)
+    assert "middle between two codes" in explained(tie, 10)
+    assert tie.by_ties
+    for wrong in (
+        Apart(differing=1, steps=1.0, tie=0.2),
+        Apart(differing=1, steps=2.0, tie=1e-5),
+        Apart(off=0.01),
+    ):
+        assert not wrong.by_ties
+        assert not (tie + wrong).by_ties
+        assert explained(wrong, 10)
+        assert "last bit" not in explained(wrong, 10)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_distances_are_those_of_a_slow_loop(bits: int) -> None:
+    grid = Grid(Format(bits, signed=False), torch.tensor(0.1), torch.tensor(3.0))
+    before = torch.randn(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 3
+    before[7] = 0.25 + 1e-7  # 2.500001 steps
+    mine = fake_quantize(before.float(), grid, divide=True)
+    theirs = mine.clone()
+    theirs[7] -= 0.1
+    theirs[9] += 0.2
+    found = apart_of(grid, mine, before, theirs)
+    scale = float(grid.scale)
+    middle = [abs(before[i].item() / scale - floor(before[i].item() / scale) - 0.5) for i in (7, 9)]
+    assert found.differing == 2
+    assert found.steps == pytest.approx(2, abs=1e-5)
+    assert found.tie == pytest.approx(max(middle))
+    assert middle[0] < 1e-5
+    assert found.off < 1e-5
+    only = apart_of(grid, mine[7:8], before[7:8], theirs[7:8])
+    assert only.by_ties
+    assert apart_of(grid, mine, before, mine) == Apart()
+    assert apart_of(grid, mine, before, mine * 1.01).off > 0.01
 
 
 @pytest.mark.parametrize(("opset", "match"), [(17, "too old; use 18 to 25"), (26, "newer than")])

@@ -74,6 +74,39 @@ def test_a_trained_file_its_prediction_and_the_session_it_needs(tmp_path: Path) 
     assert "up to 0.25; with the session setting session.key=1" in words
 
 
+def test_sites_that_differ_are_shown_with_what_explains_them(tmp_path: Path) -> None:
+    def site(name: str, differing: int, tie: float, suspicious: bool) -> dict[str, Any]:
+        apart = {"differing": differing, "steps": 1.0, "tie": tie, "off": 0.0}
+        running = {**apart, "differing": 1234, "steps": 3.0}
+        parts = {"as_it_runs": running, "alone": apart, "double": {**apart, "differing": 5}}
+        return {"site": name, "values": 5000, "suspicious": suspicious, **parts}
+
+    entry = _entry()
+    entry["compared_sites"] = {"images": 13, "sites": 3, "conclusion": "7 of 15000 codes differ"}
+    rows = [site("a", 0, 0.0, False), site("b", 7, 1e-5, False), site("c", 2, 0.3, True)]
+    entry["site_differences"] = rows
+    own = {"images": 64, "same_top1": 62, "largest": 0.5, "conclusion": "within the noise"}
+    entry["arithmetic"] = own
+    found = _chapter(tmp_path, [entry])
+    assert found is not None
+    words = " ".join(b.text for b in found.blocks if isinstance(b, Words))
+    assert "3 sites computed by the file from torch's own inputs, on 13 images: 7 of" in words
+    assert "What follows: within the noise." in words
+    table = next(b for b in found.blocks if isinstance(b, Table))
+    assert table.title == "1 sites differ by more than ties"
+    assert table.rows == (
+        ("c", "5,000", "1,234 (3)", "2 (1)", "0.3", "5"),
+        ("b", "5,000", "1,234 (3)", "7 (1)", "1e-05", "5"),
+    )
+    assert table.marked == (0,)
+    entry["site_differences"] = rows[:2]
+    found = _chapter(tmp_path, [entry])
+    assert found is not None
+    assert (
+        next(b for b in found.blocks if isinstance(b, Table)).title == "1 sites differ, all by ties"
+    )
+
+
 def test_a_file_that_was_not_run_is_listed_as_such(tmp_path: Path) -> None:
     packed = {"model": "swin", "format": "safetensors", "file": "a", "bytes": 10_000}
     found = _chapter(tmp_path, [packed])

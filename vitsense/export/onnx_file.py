@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from vitsense.export.floor import floor_of
 from vitsense.export.onnx_graph import float_graph, need_onnx, quantized_graph, write_graph
 from vitsense.export.onnx_types import DEFAULT_OPSET, Prefer, Stored, stored_types
-from vitsense.export.parity import SiteDifference, arithmetic_of, compare, compare_sites
+from vitsense.export.parity import both_logits, double_logits, parity_of
 from vitsense.export.record import entry_of, export_path, keep_export, record_path
 from vitsense.export.session import EXACT, Session, latencies, versions
+from vitsense.export.site_parity import SiteDifference, compare_sites, explained, summary
 from vitsense.export.source import ExportSource
 from vitsense.plan.latency import LatencyProfile
 from vitsense.progress import NO_PROGRESS, Progress
@@ -74,8 +76,10 @@ def export_onnx(
     atomic_write(path, raw)
     count = sum(len(labels) for _, labels in batches)
     progress.start(count, f"{source.key}: comparing on {count} images")
-    parity = compare(source.fixed, session, batches, progress)
+    mine, theirs = both_logits(source.fixed, session, batches, progress)
+    parity = parity_of(mine, theirs, torch.cat([labels for _, labels in batches]).numpy())
     worst = torch.cat([images for images, _ in batches])[list(parity.worst)]
+    progress.note(f"{source.key}: comparing site by site on {len(worst)} images")
     sites = compare_sites(source.fixed, graph, worst)
     entry = {
         **entry_of(source, "onnx", path),
@@ -84,9 +88,10 @@ def export_onnx(
         "versions": versions(),
         "types": _types(stored),
         "sites": [_site_row(s) for s in stored.values()] + _left_rows(source),
-        "parity": {**asdict(parity), "identical": parity.identical},
+        "parity": {**asdict(parity), "identical": parity.identical, "asked": options.images},
         "first_difference": _first(sites),
-        "compared_sites": {"images": len(worst), "sites": len(sites)},
+        "compared_sites": {"images": len(worst), "sites": len(sites), **summary(sites)},
+        "site_differences": [{**asdict(s), "suspicious": s.suspicious} for s in sites],
         "arithmetic": None,
         "session": dict(EXACT),
         "by_itself": _by_itself(raw, session, batches[0][0]),
@@ -94,7 +99,13 @@ def export_onnx(
     }
     if not parity.identical:
         progress.note(f"{source.key}: comparing the torch model with itself in double precision")
-        entry["arithmetic"] = asdict(arithmetic_of(source.fixed, batches))
+        double = double_logits(source.fixed, batches)
+        floor = floor_of(mine, theirs, double, step=parity.step)
+        entry["arithmetic"] = {
+            **asdict(floor),
+            "within": floor.within,
+            "conclusion": floor.conclusion,
+        }
     if options.runs:
         progress.note(f"{source.key}: timing")
         entry["latency"] = _timed(source, session, image, options) | {"predicted": predicted}
@@ -146,11 +157,16 @@ def _left_rows(source: ExportSource) -> list[dict[str, str]]:
 
 def _first(sites: list[SiteDifference]) -> dict[str, Any] | None:
     """The first site whose codes differ; later ones inherit its difference."""
-    found = next((site for site in sites if site.differing), None)
+    found = next((site for site in sites if site.as_it_runs.differing), None)
     if found is None:
         return None
-    after = sum(site.differing > 0 for site in sites)
-    return {**asdict(found), "explanation": found.explanation, "differing_sites": after}
+    return {
+        "site": found.site,
+        "values": found.values,
+        **asdict(found.as_it_runs),
+        "explanation": explained(found.as_it_runs, found.values),
+        "differing_sites": sum(site.as_it_runs.differing > 0 for site in sites),
+    }
 
 
 def _timed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vitsense.report.chapters.parity_sites import floor, site_by_site
 from vitsense.report.formatters import short
 from vitsense.report.section import Block, Finding, Section, Table, Words
 from vitsense.report.source import Source
@@ -77,16 +78,7 @@ def _compared(entry: Mapping[str, Any]) -> list[Block]:
         blocks.append(
             Words(text=f"The first difference is at {first['site']}: {first['explanation']}.")
         )
-    own = entry.get("arithmetic")
-    if own:
-        blocks.append(
-            Words(
-                text="For comparison, the torch model with itself in double precision: "
-                f"{own['same_top1']} of {own['images']} images get the same class, logits differ "
-                f"by at most {short(own['largest'])}. Where few levels are left, the last bit of a "
-                "sum decides between two of them, and a file cannot be expected to agree better."
-            )
-        )
+    blocks += site_by_site(entry) + floor(entry)
     wider = [site for site in entry["sites"] if site["note"]]
     if wider:
         notes = sorted({site["note"] for site in wider})
