@@ -209,8 +209,8 @@ def _emit_onnx(entry: dict[str, Any]) -> None:
         emit(f"  {own['conclusion']}")
     if parity["images"] < parity["asked"]:
         say(
-            f"Note: {parity['asked']} images were asked for, and {parity['images']} of this source "
-            "had no part in the calibration."
+            f"Note: compared on {parity['images']} images, not on {parity['asked']}: the run was "
+            "measured on no more, and others may be those of the calibration."
         )
     if latency is not None:
         fast, full = latency["quantized_ms"], latency["float_ms"]

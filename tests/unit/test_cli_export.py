@@ -11,6 +11,7 @@ import pytest
 from export_fixture import small_run
 
 from vitsense import cli
+from vitsense.cli_export import _emit_onnx
 from vitsense.plan.plan import Plan
 
 
@@ -108,7 +109,29 @@ def test_onnx_is_written_compared_timed_and_recorded(
         f"{m.name}:weight": m.weight for m in plan.modules if m.weight
     }
     assert sum(entry["types"].values()) == len(entry["sites"])
+    assert len(entry["site_differences"]) == entry["compared_sites"]["sites"] > 5
+    assert entry["compared_sites"]["suspicious"] == []
+    assert (entry["arithmetic"] is None) == entry["parity"]["identical"]
     assert json.loads((run / "export.json").read_text())["exports"] == [entry]
+
+
+def test_what_is_printed_tells_ties_from_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    parity = {"images": 60, "asked": 64, "same_top1": 58, "largest": 0.5, "step": 0.1}
+    parity |= {"within_step": 40, "identical": False}
+    compared = {"images": 4, "sites": 9, "suspicious": [], "conclusion": "3 of 900 codes differ"}
+    entry = {"model": "m", "file": "m.onnx", "bytes": 1000, "types": {"int8": 9}, "opset": 21}
+    entry |= {"by_itself": 0.0, "first_difference": None, "latency": None, "parity": parity}
+    entry |= {"compared_sites": compared, "arithmetic": {"within": True, "conclusion": "within"}}
+    _emit_onnx(entry)
+    out, err = capsys.readouterr()
+    assert "each site with the inputs of torch (4 images, 9 sites): 3 of 900 codes differ" in out
+    assert "\n  within\n" in out
+    assert "compared on 60 images, not on 64" in err
+    assert "some images get another class, as torch in double precision does" in err
+    _emit_onnx(entry | {"compared_sites": compared | {"suspicious": ["a"]}})
+    assert "another class, and more than rounding explains" in capsys.readouterr().err
+    _emit_onnx(entry | {"arithmetic": {"within": False, "conclusion": "above"}})
+    assert "another class, and more than rounding explains" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
