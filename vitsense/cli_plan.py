@@ -48,7 +48,12 @@ if TYPE_CHECKING:
     help="Latency profile of a device, for latency-ms; see docs/latency-profile.md.",
 )
 @click.option("--model", metavar="KEY", help="Which model of the run; default: the first.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Default: the run's.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Default: the run's; the plan that it replaces is kept as plan.previous.json.",
+)
 @json_option
 @debug_option
 def plan(
@@ -65,7 +70,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Solve for bit widths under a budget, from the measurements of RUN (default: the newest)."""
-    from vitsense.plan.again import plan_again, plan_at
+    from vitsense.plan.again import plan_again, plan_at, previous_path
 
     if (budget is None) == (point is None):
         raise UserInputError("Give either --budget, for example avg-bits=4, or --point.")
@@ -106,6 +111,8 @@ def plan(
     latency = made.provenance.get("latency")
     if latency is not None:
         emit(f"  {latency['ms']:.3g} ms on {latency['profile']} ({latency['kind']})")
+    if out is None and previous_path(path).is_file():
+        emit(f"  it is the run's plan now; the one before is kept in {previous_path(path).name}")
     emit(f"Plan: {path}")
 
 

@@ -154,6 +154,17 @@ def test_plan_solves_again_and_writes_what_was_not_measured_as_unknown(
     assert made.cost["avg_bits"] <= 2.5 + 1e-9
 
 
+def test_the_plan_that_was_measured_is_kept_when_another_takes_its_place(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = (run / "plan.json").read_bytes()
+    for budget in ("avg-bits=2.5", "avg-bits=3"):
+        assert cli.run(["plan", "--budget", budget]) == 0
+        assert "the one before is kept in plan.previous.json" in capsys.readouterr().out
+        assert Plan.load(run / "plan.json").budget == budget
+        assert (run / "plan.previous.json").read_bytes() == measured
+
+
 def test_plan_pins_unpins_and_ties(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (run / "modules.csv").open() as stream:
         rows = list(csv.DictReader(stream))

@@ -24,6 +24,7 @@ from vitsense.plan.solve import (
     planable_modules,
     solve,
 )
+from vitsense.runfolder import atomic_write
 from vitsense.settings import Granule, Part
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def plan_again(
     solved = solve(setting.problem, wanted, setting.curve)
     made = setting.plan(solved, wanted)
     path = out or setting.path
+    if out is None:
+        _keep(path)
     made.save(path)
     return made, path
 
@@ -87,9 +90,29 @@ def plan_at(
     if point not in plans:
         known = f"0 to {max(plans)}" if plans else "none: this run has no front"
         raise UserInputError(f"There is no point {point} on the front; the points are {known}.")
+    if out is None:
+        _keep(path)
     path = out or path
     plans[point].plan.save(path)
     return plans[point].plan, path
+
+
+def previous_path(path: Path) -> Path:
+    """Where the plan that stood in a run's plan file ``path`` is kept when another replaces it."""
+    return path.with_suffix(".previous.json")
+
+
+def _keep(path: Path) -> None:
+    """Keep a plan that is about to be replaced.
+
+    One that was measured as a whole is what the analysis paid for, and is not pushed out by one
+    that the same command solves again in a second.
+    """
+    if not path.is_file():
+        return
+    kept = previous_path(path)
+    if not kept.is_file() or Plan.load(path).measured is not None:
+        atomic_write(kept, path.read_bytes())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
