@@ -229,7 +229,7 @@ def _emit_onnx(entry: dict[str, Any]) -> None:
         same = parity["same_top1"] == parity["images"]
         what = "logits differ by more than a step" if same else "some images get another class"
         within = own["within"] and not compared["suspicious"]
-        why = "as torch in double precision does" if within else "and more than rounding explains"
+        why = "which rounding explains" if within else "and rounding alone does not explain it"
         say(f"Warning: {what}, {why}; export.json says where at every site.")
 
 

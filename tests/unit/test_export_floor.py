@@ -55,4 +55,5 @@ def test_logits_may_differ_twice_as_much(by: float, within: bool) -> None:
     assert found.median_steps == pytest.approx(2, rel=1e-5)
     assert found.file_median_steps == pytest.approx(by / 0.005, rel=1e-5)
     assert found.largest_steps == pytest.approx(2, rel=1e-5)
+    assert found.file_largest_steps == pytest.approx(by / 0.005, rel=1e-5)
     assert found.within_step == 0

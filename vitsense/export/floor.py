@@ -38,6 +38,7 @@ class Floor:
     """Median over the images of the largest difference of a logit."""
     file_median_steps: float
     """The same of the file."""
+    file_largest_steps: float
     only_file: int
     """Images that get another class in the file alone."""
     only_double: int
@@ -61,8 +62,9 @@ class Floor:
         numbers = (
             f"the file differs from the torch model on {file_changed} of {self.images} classes and "
             f"by {self.file_median_steps:.2g} steps (median of the images' largest logit "
-            f"difference), the torch model in double precision from itself on {changed} and by "
-            f"{self.median_steps:.2g}"
+            f"difference; {self.file_largest_steps:.2g} at most), the torch model in double "
+            f"precision from itself on {changed} and by {self.median_steps:.2g} "
+            f"({self.largest_steps:.2g} at most)"
         )
         if self.within:
             return f"within the noise of the arithmetic: {numbers}"
@@ -99,6 +101,7 @@ def floor_of(
         largest_steps=float(own.max()) / step,
         median_steps=float(np.median(own)) / step,
         file_median_steps=float(np.median(other)) / step,
+        file_largest_steps=float(other.max()) / step,
         only_file=only_file,
         only_double=only_double,
         p_value=_at_least(only_file, only_file + only_double),
