@@ -70,8 +70,8 @@ def _row(site: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         site["site"],
         f"{site['values']:,}",
-        f"{running['differing']:,} ({running['steps']:.2g})",
-        f"{alone['differing']:,} ({alone['steps']:.2g})",
+        f"{running['differing']:,} ({running['steps']:.3g})",
+        f"{alone['differing']:,} ({alone['steps']:.3g})",
         f"{alone['tie']:.1g}",
         f"{double['differing']:,}",
     )
