@@ -26,7 +26,6 @@ OWNERS = {
     },
     "torchvision": {"models.py", "model_names.py", "preprocessing.py"},
     "matplotlib": {"report/drawing.py", "report/figures.py", "report/charts.py"},
-    "seaborn": {"report/drawing.py"},
     "jinja2": {"report/html.py"},
     "typst": {"report/pdf.py"},
     "pyarrow": {"report/tables.py"},

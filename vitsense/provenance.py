@@ -20,7 +20,6 @@ _PACKAGES = (
     "pandas",
     "scipy",
     "matplotlib",
-    "seaborn",
     "typst",
 )
 

@@ -27,9 +27,7 @@ COMMANDS = (
     "profile", "qat", "distill", "export", "import", "demo",
     "models", "env", "completion",
 )  # fmt: skip
-HEAVY = (
-    "{'torch', 'torchvision', 'timm', 'numpy', 'pandas', 'scipy', 'matplotlib', 'seaborn', 'PIL'}"
-)
+HEAVY = "{'torch', 'torchvision', 'timm', 'numpy', 'pandas', 'scipy', 'matplotlib', 'PIL'}"
 
 
 @pytest.fixture(autouse=True)

@@ -99,7 +99,7 @@ def test_every_module_and_number_is_there(document: Document, made: tuple[Docume
     for model in document.models:
         said += [text for row in model.rows for text in (row.name, row.reason)]
         said += [value for card in model.cards for value in (card.value, card.detail, card.word)]
-        said += model.verdict
+        said += [model.headline, *model.verdict]
         said += [v for p in model.plans for v in (p.predicted, p.measured)]
         said += [cell for row in model.coverage for cell in row]
     said += [

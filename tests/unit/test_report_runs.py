@@ -129,18 +129,18 @@ def test_the_finding_comes_first_and_says_how_many_are_false(
     first: RunFolder, second: RunFolder
 ) -> None:
     model = compose_runs(RunPair(first, second)).models[0]
-    assert model.verdict[0].startswith("3 of 12 modules changed distinguishably")
-    assert "15 are towards more divergence" in model.verdict[0]
-    assert "of which about 0.8 are expected to be false" in model.verdict[1]
-    assert "weights and settings" in model.verdict[2]
-    assert "differ in 1 of 12 modules" in model.verdict[4]
+    assert model.headline.startswith("3 of 12 modules changed distinguishably")
+    assert "15 are towards more divergence" in model.headline
+    assert "of which about 0.8 are expected to be false" in model.verdict[0]
+    assert "weights and settings" in model.verdict[1]
+    assert "differ in 1 of 12 modules" in model.verdict[3]
 
 
 def test_an_equal_run_shows_no_change(first: RunFolder, tmp_path: Path) -> None:
     again = changed(first, tmp_path / "again", [])
     model = compose_runs(RunPair(first, again)).models[0]
-    assert model.verdict[0].startswith("No module's sensitivity changed distinguishably")
-    assert "the same in both runs" in model.verdict[2]
+    assert model.headline.startswith("No module's sensitivity changed distinguishably")
+    assert "the same in both runs" in model.verdict[1]
 
 
 def test_page_pdf_summary_and_data_say_the_same(
@@ -155,7 +155,7 @@ def test_page_pdf_summary_and_data_say_the_same(
     summary = re.sub(r"[\s\\]+", "", (written / "comparison.md").read_text())
     model = document["models"][0]
     said = [card[k] for card in model["cards"] for k in ("value", "detail")]
-    said += model["verdict"]
+    said += [model["headline"], *model["verdict"]]
     cells = [c["text"] for r in model["chapters"][1]["data"]["rows"] for c in r["cells"]]
     for words in (re.sub(r"\s+", "", text) for text in said):
         assert words in shown

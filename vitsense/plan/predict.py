@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitsense.plan.monotone import rising
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -167,8 +169,6 @@ def _first_step(
     sums: NDArray[np.float64], together: NDArray[np.float64]
 ) -> tuple[tuple[tuple[float, float], ...], float]:
     """Rising knots through the measured plans, and how far one plan lies from its neighbours'."""
-    from scipy.optimize import isotonic_regression
-
     good = (sums > 0) & (together > 0)
     order = np.argsort(sums[good])
     x, y = np.log(sums[good][order]), np.log(together[good][order])
@@ -182,9 +182,9 @@ def _first_step(
     scatter = _FEW_PLANS_SCATTER
     if len(misses) >= _ENOUGH:
         scatter = max(float(np.sqrt(np.mean(np.square(misses)))), _LEAST_SCATTER)
-    rising = isotonic_regression(y).x + 1e-9 * np.arange(len(y))
+    ordered = np.array(rising(y.tolist())) + 1e-9 * np.arange(len(y))
     apart = np.append(np.diff(x) > 0, True)  # of plans of equal sum, the last
-    return tuple(zip(x[apart].tolist(), rising[apart].tolist(), strict=True)), scatter
+    return tuple(zip(x[apart].tolist(), ordered[apart].tolist(), strict=True)), scatter
 
 
 def _most_sensitive(sensitivity: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from vitsense.formats import FormatLike, format_of
 from vitsense.plan.budget import Budget, BudgetKind
 from vitsense.plan.cost import FLOAT_BITS, Cost, cost_of, operation_bits, shape_of, weight_bits
 from vitsense.plan.latency import LatencyProfile
+from vitsense.plan.monotone import falling
 from vitsense.plan.predict import DropModel, Prediction
 from vitsense.plan.quiet import quiet_stdout
 from vitsense.schemas import RATED
@@ -173,14 +174,12 @@ def _monotone(kl: Mapping[str, float]) -> dict[str, float]:
 
     Isotonic regression averages out sampling noise; formats of other kinds are in no order.
     """
-    from scipy.optimize import isotonic_regression
-
     forms = sorted((format_of(name) for name in kl), key=lambda form: form.effective_bits)
     found = {form.name: max(kl[form.name], 0.0) for form in forms}
     integers = [form.name for form in forms if form.is_integer]
     if integers:
-        smooth = isotonic_regression([kl[name] for name in integers], increasing=False).x
-        found |= {name: max(float(v), 0.0) for name, v in zip(integers, smooth, strict=True)}
+        smooth = falling([kl[name] for name in integers])
+        found |= {name: max(v, 0.0) for name, v in zip(integers, smooth, strict=True)}
     return found
 
 

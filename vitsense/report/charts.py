@@ -11,7 +11,7 @@ from vitsense.report.section import Chart, Series, Shape
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_BAR = 0.24  # inches of height of one bar
+_BAR = 0.2  # inches of height of one bar
 _LONGEST = 40  # characters of a bar's label
 
 

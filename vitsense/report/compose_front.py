@@ -61,7 +61,7 @@ def front_of(source: Source, entry: Any) -> tuple[tuple[FrontPoint, ...], PlanWr
         cost=tuple(first.plan.cost or ()),
         predicted=tuple(first.plan.predicted or ()),
         formats=formats,
-        pinned=tuple(order.index(name) for name in first.problem.pins),
+        pinned=tuple(sorted(order.index(name) for name in first.problem.pins)),
         words=tuple((format_of(name).label, format_of(name).words) for name in names),
         nats=tuple(_nats(first.problem.divergence.get(name, {}), names) for name in order),
     )

@@ -11,13 +11,12 @@ from vitsense.plan.plan import Plan
 from vitsense.report.chapters import model_chapters
 from vitsense.report.compose_front import front_of
 from vitsense.report.compose_sheets import sheets
+from vitsense.report.compose_verdict import cards_of, headline_of, sentences_of
 from vitsense.report.document import (
-    Card,
     HeatCell,
     ModelReport,
     ModuleRow,
     PlanRow,
-    Status,
 )
 from vitsense.report.formatters import (
     count,
@@ -27,12 +26,11 @@ from vitsense.report.formatters import (
     short,
     short_span,
     span,
-    visible,
 )
 from vitsense.report.plan_names import plan_name
 from vitsense.report.sheet import Sheet
 from vitsense.report.source import Source
-from vitsense.verdict import verdict, worst_modules
+from vitsense.verdict import worst_modules
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,8 +64,9 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         loss="drop of top-1" if labelled else "loss of agreement",
         loss_unit="percentage points" if labelled else "% of images",
         facts=_facts(entry, len(mine["modules"])),
-        verdict=(*_sentences(key, entry, sensitivity, joint), *_plan_note(plan, joint)),
-        cards=tuple(_cards(entry, joint, sensitivity)),
+        headline=headline_of(joint),
+        verdict=(*sentences_of(key, entry, sensitivity, joint), *_plan_note(plan, joint)),
+        cards=tuple(cards_of(entry, joint, sensitivity)),
         columns=tuple((form.label, form.bits) for form in forms),
         rows=tuple(
             _rows(mine["modules"], sensitivity, plan, forms, sheets(source, key, planned_bits))
@@ -90,17 +89,6 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
 def _wide_first(form: NumberFormat) -> tuple[bool, float, str]:
     """Order of the columns: integers, then the others, each from wide to narrow."""
     return (not form.is_integer, -form.effective_bits, form.name)
-
-
-def _sentences(
-    key: str, entry: Mapping[str, Any], sensitivity: pd.DataFrame, joint: pd.DataFrame
-) -> list[str]:
-    """The verdict without what the cards already say."""
-    lines = [
-        line.removeprefix(f"{key}: ")
-        for line in verdict(key, entry.get("fp"), sensitivity, joint)[-2:]
-    ]
-    return [visible(line[:1].upper() + line[1:]) for line in lines]
 
 
 def _plan_note(plan: Plan | None, joint: pd.DataFrame) -> list[str]:
@@ -136,60 +124,6 @@ def _facts(entry: Mapping[str, Any], modules: int) -> tuple[tuple[str, str], ...
         ("Input", f"{size}, {entry['interpolation']}, crop {entry['crop_pct']:g}"),
         ("Classes", str(entry["num_classes"])),
         ("Modules measured", str(modules)),
-    )
-
-
-def _cards(entry: Mapping[str, Any], joint: pd.DataFrame, sensitivity: pd.DataFrame) -> list[Card]:
-    cards = []
-    fp = entry.get("fp")
-    if fp:
-        cards.append(
-            Card(
-                label="Full precision, top-1",
-                value=f"{fp['top1']:.1f} %",
-                detail=f"{span(fp['top1_low'], fp['top1_high'])} %, {fp['n']} images",
-            )
-        )
-    plans = {row["plan"]: row for row in joint.to_dict("records")}
-    for name, label in (("uniform-8", "8 bits everywhere"), ("uniform-4", "4 bits everywhere")):
-        if name in plans:
-            cards.append(_loss_card(label, plans[name]))
-    if "recommended" in plans:
-        row = plans["recommended"]
-        label = f"Recommended, {row['avg_bits']:.1f} bits, {row['size_mb']:.2f} MB"
-        cards.append(_loss_card(label, row))
-    worst = worst_modules(sensitivity)
-    if worst is not None:
-        names, share, form = worst
-        cards.append(
-            Card(
-                label=f"{len(names)} worst modules",
-                value=f"{share:.0f} %",
-                detail=f"of the summed divergence at {form.words}",
-            )
-        )
-    return cards
-
-
-def _loss_card(label: str, row: Mapping[str, Any]) -> Card:
-    value, low, high = loss_of(row)
-    if low > 1.0:
-        status, word = Status.BAD, "breaks"
-    elif high <= 1.0:
-        status, word = Status.GOOD, "holds"
-    else:
-        status, word = Status.CAUTION, "uncertain"
-    if known(row["drop"]):
-        # minus in front: the card shows the change of accuracy a reader would see
-        shown, between = f"{number(-value)} points", span(-high, -low)
-    else:
-        shown, between = f"{100 - value:.1f} % agree", f"{span(100 - high, 100 - low)} %"
-    return Card(
-        label=label,
-        value=shown,
-        detail=f"{between}; divergence {short(float(row['kl']))} nats",
-        status=status,
-        word=word,
     )
 
 

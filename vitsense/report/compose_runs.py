@@ -165,11 +165,13 @@ def _model(pair: RunPair, key: str) -> ModelChange:
     entry = pair.entries[key][0]
     changes, settings, formats = pair.changes(key), pair.settings(key), pair.formats(key)
     number = list(pair.entries).index(key)
+    headline, *others = sentences_of(changes, settings, formats)
     return ModelChange(
         key=key,
         family="vision transformer" if entry["family"] == "vit" else "ConvNet",
         cards=tuple(cards_of(changes, formats)),
-        verdict=tuple(sentences_of(changes, settings, formats)),
+        headline=headline,
+        verdict=tuple(others),
         chapters=(
             settings_chapter(settings, pair.names),
             *chapters_of(changes, formats, number, same_images=pair.same_images),

@@ -152,7 +152,10 @@ class ModelReport:
     """What is lost: ``drop of top-1``, or without labels ``loss of agreement``."""
     loss_unit: str
     facts: tuple[tuple[str, str], ...]
+    headline: str
+    """The verdict in one sentence; empty without a recommended plan."""
     verdict: tuple[str, ...]
+    """What else to know at first sight."""
     cards: tuple[Card, ...]
     columns: tuple[tuple[str, int], ...]
     """Label and bits of every format, wide to narrow."""

@@ -1,4 +1,4 @@
-"""The one door to matplotlib and seaborn: style, colours, and figures as small SVG text."""
+"""The one door to matplotlib: style, colours, and figures as small SVG text."""
 
 from __future__ import annotations
 
@@ -46,7 +46,6 @@ class Picture:
 def _style() -> Iterator[None]:
     """Our style for the length of a figure; matplotlib's settings are given back."""
     import matplotlib as mpl
-    import seaborn as sns
 
     settings: Any = {
         "svg.fonttype": "none",
@@ -59,6 +58,8 @@ def _style() -> Iterator[None]:
         "text.color": INK,
         "xtick.color": INK,
         "ytick.color": INK,
+        "axes.axisbelow": True,
+        "lines.solid_capstyle": "round",
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
@@ -69,7 +70,7 @@ def _style() -> Iterator[None]:
         "axes.facecolor": "none",
         "savefig.facecolor": "none",
     }
-    with mpl.rc_context(), sns.axes_style("ticks"), mpl.rc_context(settings):
+    with mpl.rc_context(settings):
         yield
 
 

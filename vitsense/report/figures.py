@@ -19,6 +19,7 @@ from vitsense.report.drawing import (
 )
 from vitsense.report.formatters import number as decimal
 from vitsense.report.formatters import short, span
+from vitsense.report.labels import place_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -206,6 +207,11 @@ def _largest(profile: Profile, name: str) -> str:
     return f"{max(values):.3g}" if values else "unknown"
 
 
+def _mark_label(name: str) -> str:
+    label = name.replace("uniform-", "").replace("pareto-", "~")
+    return f"{label} bits" if label[-1].isdecimal() and label[0] in "~0123456789" else label
+
+
 def _front(model: ModelReport, number: int) -> Picture:
     colour = COLOURS[number % len(COLOURS)]
 
@@ -233,13 +239,6 @@ def _front(model: ModelReport, number: int) -> Picture:
                 markersize=7 if chosen else 4.5,
                 linewidth=1,
             )
-            label = name.replace("uniform-", "").replace("pareto-", "~")
-            label += " bits" if label[-1].isdecimal() and label[0] in "~0123456789" else ""
-            # the front falls to the right: above it uniform widths, below it mixed plans
-            offset, side = ((-6, -18 if chosen else -10), "right") if mixed else ((5, 7), "left")
-            ax.annotate(
-                label, (x, value), textcoords="offset points", xytext=offset, ha=side, fontsize=7.5
-            )
         ax.set_yscale("symlog", linthresh=1.0)
         lowest = min([-1.0, *(1.15 * m[3] for m in model.marks)])
         highest = max([p.drop for p in model.front] + [m[4] for m in model.marks] + [1.0])
@@ -251,6 +250,10 @@ def _front(model: ModelReport, number: int) -> Picture:
         ax.yaxis.set_minor_locator(no_ticks())
         ax.set_xlabel("model size (MB)")
         ax.set_ylabel(f"{model.loss} (points)")
+        whiskers = [[(x, low), (x, high)] for _, x, _, low, high in model.marks]
+        curve = [(p.size_mb, p.drop) for p in model.front]
+        named = [(_mark_label(name), x, value) for name, x, value, *_ in model.marks]
+        place_labels(ax, named, [curve, *whiskers])
 
     best = next((m for m in model.marks if m[0] == "recommended"), None)
     state = (

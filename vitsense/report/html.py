@@ -135,7 +135,7 @@ def _page(
             **values,
         )
     )
-    return without_optional_ends(text)
+    return without_needless(text)
 
 
 def lean(script: str) -> str:
@@ -195,17 +195,30 @@ def _front_data(model: ModelReport) -> dict[str, Any]:
     return {"front": front, "writer": None if model.writer is None else asdict(model.writer)}
 
 
-_OPTIONAL = re.compile(r"</(?:td|th|tr|li|dt|dd|option)>\s*(?=<(?:td|th|tr|li|dt|dd|option|/))")
+_CELLS = "td|th|tr|li|dt|dd|option"
+_PARTS = r"p|ul|dl|div|table|thead|tbody|section|details|summary|figure|figcaption|nav|main|h\d"
+_BREAKS = re.compile(rf"\s*\n\s*(?=</?(?:{_CELLS}|{_PARTS})[\s>])")
+_OPTIONAL = re.compile(
+    rf"</(?:{_CELLS})>\s*(?=<(?:{_CELLS}|/))|</p>(?=<(?:/?(?:p|ul|dl|div|section|details|figure)|"
+    r"table|h\d|/li)[\s>])"
+)
+_TAG = re.compile(r"<[a-z][^<>]*>")
+_QUOTED = re.compile(r'(\s[\w-]+=)"([\w#.-]+)"(?=[\s>])')
+_ALONE = re.compile(r"(<(?:script|style|pre)\b.*?</(?:script|style|pre)>)", re.DOTALL)
 
 
-def without_optional_ends(page: str) -> str:
-    """The page without end tags that HTML implies, such as of a cell before the next cell.
+def without_needless(page: str) -> str:
+    """The page without what HTML implies: most quotes, many end tags, and breaks between parts.
 
-    Names cannot hold tags (they are escaped), so only those of the templates are met.
+    Names cannot hold tags or quotes (they are escaped), so only those of the templates are met.
 
-    Source: HTML standard, section 13.1.2.4, "Optional tags".
+    Source: HTML standard, sections 13.1.2.3 "Attributes" and 13.1.2.4 "Optional tags".
     """
-    return _OPTIONAL.sub("", page)
+    parts = _ALONE.split(page)
+    for k in range(0, len(parts), 2):
+        text = _OPTIONAL.sub("", _BREAKS.sub("", parts[k]))
+        parts[k] = _TAG.sub(lambda tag: _QUOTED.sub(r"\1\2", tag[0]), text)
+    return "".join(parts)
 
 
 def embedded(value: Any) -> str:

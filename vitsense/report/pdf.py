@@ -15,6 +15,7 @@ from vitsense.report.compose_model import LEVELS
 from vitsense.report.document import Document, ModelReport
 from vitsense.report.drawing import COLOURS, Picture, cividis, diverging
 from vitsense.report.html import template_root
+from vitsense.report.pdf_packed import packed
 from vitsense.report.runs_document import STEPS, RunsDocument
 from vitsense.report.sheet import worst_tensor
 from vitsense.report.svg import small_svg
@@ -90,7 +91,7 @@ def _compiled(
                 f"The PDF could not be typeset ({error}); the HTML is complete without it."
             ) from error
     assert isinstance(made, bytes)
-    return made
+    return packed(made)
 
 
 def _words(pictures: Mapping[str, Picture]) -> dict[str, dict[str, str]]:

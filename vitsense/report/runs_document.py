@@ -58,8 +58,10 @@ class ModelChange:
     key: str
     family: str
     cards: tuple[Card, ...]
+    headline: str
+    """The finding in plain words."""
     verdict: tuple[str, ...]
-    """The first sentence is the finding in plain words."""
+    """What else to know at first sight."""
     chapters: tuple[Section, ...]
 
 

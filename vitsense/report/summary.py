@@ -23,6 +23,7 @@ def render_markdown(document: Document) -> str:
     lines += [f"> **Read this first:** {plain(warning)}  " for warning in document.warnings]
     for model in document.models:
         lines += ["", f"### {plain(model.key)}", "", *_cards(model), ""]
+        lines += [f"**{plain(model.headline)}**", ""] if model.headline else []
         lines += [f"- {plain(line)}" for line in model.verdict]
         lines += ["", *_worst(model)]
     if document.findings:
@@ -39,6 +40,7 @@ def render_runs_markdown(document: RunsDocument) -> str:
     lines += [f"> **Read this first:** {plain(warning)}  " for warning in document.warnings]
     for model in document.models:
         lines += ["", f"### {plain(model.key)}", "", *_cards(model), ""]
+        lines += [f"**{plain(model.headline)}**", ""]
         lines += [f"- {plain(line)}" for line in model.verdict]
         (differing,) = (s for s in model.chapters if s.key == "settings")
         for block in differing.blocks:
@@ -107,7 +109,9 @@ class Run:
         parts = [f"<div><h3>{escape(document.title)}</h3>"]
         parts += [f"<p><b>⚠ {escape(warning)}</b></p>" for warning in document.warnings]
         for model in document.models:
-            parts.append(f"<h4>{escape(model.key)}</h4><table><tbody>")
+            parts.append(f"<h4>{escape(model.key)}</h4>")
+            parts += [f"<p><b>{escape(model.headline)}</b></p>"] if model.headline else []
+            parts.append("<table><tbody>")
             parts += [
                 f"<tr><th>{escape(c.label)}</th><td><b>{escape(c.value)}</b></td>"
                 f"<td>{escape(c.detail)}</td><td>{escape(_word(c))}</td></tr>"

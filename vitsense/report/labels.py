@@ -1,0 +1,96 @@
+"""Names beside points of a figure, where they cover neither lines nor each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LETTER, _LINE = 0.62, 1.25  # width and height of a letter, of its size
+_GAP = 5.0  # points between a mark and its name
+_STEP = 2.0  # points between two looks along a line
+
+Box = tuple[float, float, float, float]
+"""Left, bottom, right, top, in points."""
+
+
+def place_labels(
+    axes: Axes,
+    labels: Sequence[tuple[str, float, float]],
+    lines: Sequence[Sequence[tuple[float, float]]],
+    *,
+    size: float = 7.5,
+) -> None:
+    """Write every label beside its point, on the side where it covers least.
+
+    Args:
+        axes: With their final limits and scales.
+        labels: Text and place of each point, in the axes' values.
+        lines: What is drawn and should stay visible, in the axes' values.
+        size: Of the letters, points.
+    """
+    figure = axes.get_figure(root=True)
+    engine = None if figure is None else figure.get_layout_engine()
+    if figure is not None and engine is not None:
+        engine.execute(figure)  # places are final after it
+    drawn = [spot for line in lines for spot in _along([_points(axes, *p) for p in line])]
+    marks = [_points(axes, x, y) for _, x, y in labels]
+    taken: list[Box] = [(x - 3, y - 3, x + 3, y + 3) for x, y in marks]
+    frame = axes.get_window_extent()
+    points = 72.0 / axes.figure.dpi
+    room = (frame.x0 * points, frame.y0 * points, frame.x1 * points + 25, frame.y1 * points + 4)
+    for (text, x, y), mark in zip(labels, marks, strict=True):
+        width, height = len(text) * size * _LETTER, size * _LINE
+        boxes = list(_around(mark, width, height))
+        costs = [_cost(box, drawn, taken, room) for box in boxes]
+        box = boxes[costs.index(min(costs))]
+        taken.append(box)
+        axes.annotate(
+            text,
+            (x, y),
+            textcoords="offset points",
+            xytext=(box[0] - mark[0], box[1] - mark[1]),
+            ha="left",
+            va="bottom",
+            fontsize=size,
+        )
+
+
+def _points(axes: Any, x: float, y: float) -> tuple[float, float]:
+    across, up = axes.transData.transform((x, y))
+    points = 72.0 / axes.figure.dpi
+    return float(across) * points, float(up) * points
+
+
+def _along(line: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Spots close to each other along a line."""
+    for (x0, y0), (x1, y1) in zip(line, line[1:], strict=False):
+        steps = max(1, int(max(abs(x1 - x0), abs(y1 - y0)) / _STEP))
+        for k in range(steps + 1):
+            yield x0 + (x1 - x0) * k / steps, y0 + (y1 - y0) * k / steps
+
+
+def _around(mark: tuple[float, float], width: float, height: float) -> Iterator[Box]:
+    """Places for a name, the most natural first."""
+    x, y = mark
+    for reach in (_GAP, 2.2 * _GAP, 4 * _GAP):
+        for left, bottom in (
+            (x + _GAP, y + reach - 2),
+            (x - _GAP - width, y - reach - height + 2),
+            (x - _GAP - width, y + reach - 2),
+            (x + _GAP, y - reach - height + 2),
+        ):
+            yield left, bottom, left + width, bottom + height
+
+
+def _cost(box: Box, drawn: Sequence[tuple[float, float]], taken: Sequence[Box], room: Box) -> float:
+    left, bottom, right, top = box
+    covered = sum(left <= x <= right and bottom <= y <= top for x, y in drawn)
+    over = sum(
+        left < other[2] and other[0] < right and bottom < other[3] and other[1] < top
+        for other in taken
+    )
+    out = left < room[0] or bottom < room[1] or right > room[2] or top > room[3]
+    return covered + 20.0 * over + 100.0 * out
