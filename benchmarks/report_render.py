@@ -1,11 +1,12 @@
 """How large a report is and how long it takes, for made-up runs of 20 to 1,000 modules.
 
-    OMP_NUM_THREADS=1 python benchmarks/report_render.py [MODULESxMODELS | RUN ...]
+    OMP_NUM_THREADS=1 python benchmarks/report_render.py [--gates] [MODULESxMODELS | RUN ...]
 
 Each size is rendered in a process of its own, from the run folder to the finished HTML and PDF, as
 ``vitsense report`` does. Time is the CPU time of that process, its imports included. Folders of
 real runs, and sizes such as 600x1, may be named instead. The made-up runs are those of the tests:
-five widths, whole plans, groups and distributions of every tensor.
+five widths, whole plans, groups and distributions of every tensor. With ``--gates`` it ends with 1
+where a report is larger or takes longer than promised.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 import time
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from vitsense.provenance import versions
 
@@ -28,8 +30,18 @@ SIZES = ("20x1", "60x1", "30x2", "60x4", "300x1", "600x1", "1000x1")
 TESTS = Path(__file__).parents[1] / "tests"
 
 
+GATES = ((60, 300, 2000, 5.0), (600, 1500, 2000, 5.0), (1000, 2500, 2000, 10.0))
+"""Up to so many modules: kB of HTML, kB of PDF, seconds of CPU."""
+
+TRIES, SLACK = 3, 1.5
+"""A busy machine makes every second longer: the best of so many tries counts, so much longer."""
+
+
 def main(wanted: list[str]) -> None:
     """Print one row for every size or run."""
+    gated = "--gates" in wanted
+    wanted = [each for each in wanted if each != "--gates"]
+    missed = []
     print(f"{platform.machine()}, " + ", ".join(f"{k} {v}" for k, v in versions().items()), "\n")
     print("| run | modules | models | HTML (kB) | PDF (kB) | pages | CPU (s) |")
     print("|---|--:|--:|--:|--:|--:|--:|")
@@ -37,11 +49,31 @@ def main(wanted: list[str]) -> None:
         for each in wanted or SIZES:
             size = re.fullmatch(r"(\d+)x(\d+)", each)
             if size is None:
-                row(Path(each).name, Path(each))
-                continue
-            path = Path(folder) / each
-            made(path, int(size[1]), int(size[2]))
-            row("made up", path)
+                seen = row(Path(each).name, path := Path(each))
+            else:
+                path = Path(folder) / each
+                made(path, int(size[1]), int(size[2]))
+                seen = row("made up", path)
+            if gated:
+                missed += [f"{each}: {miss}" for miss in misses(seen, path)]
+    if missed:
+        sys.exit("Limits passed: " + "; ".join(missed))
+
+
+def misses(seen: dict[str, Any], run: Path) -> list[str]:
+    """Which limits a report passes."""
+    for most, html, pdf, seconds in GATES:
+        if seen["modules"] <= most:
+            found = [
+                f"{name} of {seen[name] / 1e3:.0f} kB (limit {limit})"
+                for name, limit in (("html", html), ("pdf", pdf))
+                if seen[name] > 1e3 * limit
+            ]
+            best = seen["cpu"]
+            for _ in range(TRIES - 1):
+                best = best if best <= SLACK * seconds else min(best, rendered(run)["cpu"])
+            return found + ([f"{best:.1f} s (limit {seconds:g})"] if best > SLACK * seconds else [])
+    return []
 
 
 def made(path: Path, modules: int, models: int) -> None:
@@ -52,20 +84,27 @@ def made(path: Path, modules: int, models: int) -> None:
     make_run(path, modules, [f"model_{i}" for i in range(models)])
 
 
-def row(name: str, run: Path) -> None:
-    """Render a run in a new process and print its row."""
+def rendered(run: Path) -> dict[str, Any]:
+    """Sizes and time of a run's report, rendered in a new process."""
     done = subprocess.run(
         [sys.executable, __file__, "--render", str(run)],
         capture_output=True,
         text=True,
         check=True,
     )
-    seen = json.loads(done.stdout)
+    seen: dict[str, Any] = json.loads(done.stdout)
+    return seen
+
+
+def row(name: str, run: Path) -> dict[str, Any]:
+    """Render a run's report and print its row."""
+    seen = rendered(run)
     print(
         f"| {name} | {seen['modules']} | {seen['models']} | {seen['html'] / 1e3:.0f} | "
         f"{seen['pdf'] / 1e3:.0f} | {seen['pages']} | {seen['cpu']:.1f} |",
         flush=True,
     )
+    return seen
 
 
 def render(run: Path) -> None:

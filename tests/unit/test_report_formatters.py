@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vitsense.report.formatters import count, number, percent, short, span, visible
+from vitsense.report.formatters import count, number, percent, short, span, spelled, visible
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,10 @@ def test_characters_that_turn_a_sentence_are_written_out() -> None:
 )
 def test_ordinary_text_of_any_script_stays(text) -> None:
     assert visible(text) == text
+
+
+def test_a_small_number_of_a_plan_is_written_as_in_the_tables() -> None:
+    assert (
+        spelled("1.4e-05 nats at 8 bits; 1e-11, int8-e4")
+        == "1.4e\u22125 nats at 8 bits; 1e\u221211, int8-e4"
+    )

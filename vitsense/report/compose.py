@@ -100,6 +100,7 @@ def _profiles(comparison: Comparison, families: Mapping[str, str]) -> tuple[Prof
             Profile(
                 model=model,
                 family=family,
+                modules=tuple(str(name) for name in part["module"]),
                 depth=tuple(float(v) for v in part["depth"]),
                 series=series,
             )

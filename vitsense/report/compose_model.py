@@ -26,6 +26,7 @@ from vitsense.report.formatters import (
     short,
     short_span,
     span,
+    spelled,
 )
 from vitsense.report.plan_names import plan_name
 from vitsense.report.sheet import Sheet
@@ -150,7 +151,7 @@ def _rows(
                 bits=chosen.bits if chosen else 0,
                 label=format_of(chosen.format).label if chosen else "\u2013",
                 pinned=chosen.pinned if chosen else False,
-                reason=chosen.reason if chosen else "",
+                reason=spelled(chosen.reason) if chosen else "",
                 cells=tuple(_cell(form, cells.get((name, form.name))) for form in forms),
                 sheet=sheet_of[name],
             )

@@ -182,6 +182,7 @@ class Profile:
 
     model: str
     family: str
+    modules: tuple[str, ...]
     depth: tuple[float, ...]
     series: Mapping[str, tuple[float | None, ...]]
 

@@ -18,7 +18,7 @@ from vitsense.report.drawing import (
     plain_ticks,
 )
 from vitsense.report.formatters import number as decimal
-from vitsense.report.formatters import short, span
+from vitsense.report.formatters import short, span, visible
 from vitsense.report.labels import place_labels
 
 if TYPE_CHECKING:
@@ -105,19 +105,28 @@ def _sensitivity(document: Document) -> Picture:
     )
 
 
+_LONGEST = 60  # letters of a name in a title
+
+
+def _named(name: str) -> str:
+    """A name as it stands in a title: visible, and not longer than a line."""
+    shown = visible(name)
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 1]}\u2026"
+
+
 def _most_sensitive(document: Document) -> str:
     peaks = [
-        (value, profile.model, depth)
+        (value, profile.model, module)
         for profile in document.profiles
-        for value, depth in zip(profile.series["kl"], profile.depth, strict=True)
+        for value, module in zip(profile.series["kl"], profile.modules, strict=True)
         if value is not None
     ]
     if not peaks:
         return f"Divergence at {document.at} along depth"
-    value, model, depth = max(peaks)
+    value, model, module = max(peaks)
     return (
-        f"At {document.at} the most sensitive module is in {model}, at relative depth "
-        f"{depth:.2f} ({short(value)} nats)"
+        f"At {document.at} the most sensitive module is {_named(module)} of {_named(model)} "
+        f"({short(value)} nats)"
     )
 
 
@@ -182,29 +191,31 @@ def _statistics(document: Document) -> Picture:
 def _heaviest(document: Document) -> str:
     """The finding on tails: where they are heaviest."""
     peaks = [
-        (value, profile.model, depth)
+        (value, profile.model, module)
         for profile in document.profiles
-        for value, depth in zip(profile.series["activation_kurtosis"], profile.depth, strict=True)
+        for value, module in zip(
+            profile.series["activation_kurtosis"], profile.modules, strict=True
+        )
         if value is not None
     ]
     if not peaks:
         return "Activations along depth"
-    value, model, depth = max(peaks)
+    value, model, module = max(peaks)
     medians = ", ".join(f"{p.model} {_median(p, 'activation_kurtosis')}" for p in document.profiles)
     return (
-        f"The heaviest tail is in {model}, at relative depth {depth:.2f} (excess kurtosis "
+        f"The heaviest tail is in {_named(module)} of {_named(model)} (excess kurtosis "
         f"{short(value)}); medians: {medians}"
     )
 
 
 def _median(profile: Profile, name: str) -> str:
     values = sorted(v for v in profile.series[name] if v is not None)
-    return f"{values[len(values) // 2]:.3g}" if values else "unknown"
+    return short(values[len(values) // 2]) if values else "unknown"
 
 
 def _largest(profile: Profile, name: str) -> str:
     values = [v for v in profile.series[name] if v is not None]
-    return f"{max(values):.3g}" if values else "unknown"
+    return short(max(values)) if values else "unknown"
 
 
 def _mark_label(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from vitsense.decimals import MINUS, number, short, short_span, span
 
 __all__ = [
     "MINUS", "count", "known", "loss_of", "number", "percent", "short",
-    "short_span", "span", "visible",
+    "short_span", "span", "spelled", "visible",
 ]  # fmt: skip
 
 ZWJ = "\u200d"  # holds the parts of an emoji together
@@ -26,6 +27,11 @@ def visible(text: str) -> str:
         f"\\u{ord(c):04x}" if unicodedata.category(c) in {"Cc", "Cf"} and c != ZWJ else c
         for c in text
     )
+
+
+def spelled(text: str) -> str:
+    """Numbers of a plan's file, ``1.4e-05``, as the report writes them, ``1.4e−5``."""
+    return re.sub(r"(\d)e-0*(?=\d)", rf"\1e{MINUS}", text)
 
 
 def count(value: int) -> str:

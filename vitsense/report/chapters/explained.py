@@ -30,25 +30,18 @@ def causes(source: Source, model: str) -> Section | None:
     if len(tried):
         blocks.append(_best_remedy(tried))
     words = format_of(str(rows["format"].iloc[0])).words
+    columns = len(_CAUSE_HEAD) if len(tried) else _CAUSE_HEAD.index("Remedy") + 1
     blocks.append(
         Table(
             title=f"Reasons and remedies of the most sensitive modules at {words}",
-            head=(
-                "Module",
-                "Tensor",
-                "Reason",
-                "Number",
-                "Remedy",
-                "Divergence before (nats)",
-                "After",
-                "Loss before (points)",
-                "After",
-            ),
-            rows=tuple(_cause(row) for row in rows.to_dict("records")),
+            head=_CAUSE_HEAD[:columns],
+            rows=tuple(_cause(row)[:columns] for row in rows.to_dict("records")),
             reading=(
                 "Each remedy was applied to the one tensor named, everything else of the module "
                 "stayed as it was, and the same images were measured again; intervals are 95 %. "
                 "A dash: not tried (remedies are measured for the worst modules only)."
+                if len(tried)
+                else "What helps against each reason, as is known; no remedy was measured in this run."
             ),
         )
     )
@@ -56,6 +49,19 @@ def causes(source: Source, model: str) -> Section | None:
     return Section(
         key=f"causes-{place}", title="Why these modules, and what helps", blocks=tuple(blocks)
     )
+
+
+_CAUSE_HEAD = (
+    "Module",
+    "Tensor",
+    "Reason",
+    "Number",
+    "Remedy",
+    "Divergence before (nats)",
+    "After",
+    "Loss before (points)",
+    "After",
+)
 
 
 def _best_remedy(tried: pd.DataFrame) -> Finding:

@@ -1,0 +1,45 @@
+"""Names in a figure cover neither lines nor each other."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from vitsense.report.labels import place_labels
+
+FALLING = [(0.15 + 0.05 * k, 60 / (1 + k) ** 2) for k in range(8)]
+
+
+def drawn(marks: list[tuple[str, float, float]], scale: str):
+    """The axes with their labels, the labels' boxes and the curve, both in pixels."""
+    figure = Figure(figsize=(7.0, 3.1), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(*zip(*FALLING, strict=True))
+    axes.set_yscale(scale)
+    axes.set_ylim(-1, 100)
+    place_labels(axes, marks, [FALLING])
+    canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    line = axes.lines[0].get_path().interpolated(50).transformed(axes.transData)
+    return axes, boxes, line.vertices
+
+
+@pytest.mark.parametrize("scale", ["symlog", "linear"])
+def test_no_name_lies_on_the_curve_or_on_another(scale: str) -> None:
+    marks = [("recommended", 0.26, 6.0), ("4 bits", 0.26, 9.0), ("~5 bits", 0.31, 1.0)]
+    marks += [("2 bits", 0.15, 80.0), ("8 bits", 0.5, 0.9)]
+    axes, boxes, line = drawn(marks, scale)
+    assert [text.get_text() for text in axes.texts] == [name for name, *_ in marks]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert not any(box.contains(x, y) for box in boxes for x, y in line)
+    frame = axes.get_window_extent()
+    assert all(box.y0 >= frame.y0 - 1 and box.x0 >= frame.x0 - 1 for box in boxes)
+
+
+def test_many_names_at_one_place_are_all_written() -> None:
+    axes, _, _ = drawn([(f"plan {k}", 0.3, 5.0) for k in range(20)], "symlog")
+    assert len(axes.texts) == 20
