@@ -41,7 +41,7 @@ def causes(source: Source, model: str) -> Section | None:
                 "stayed as it was, and the same images were measured again; intervals are 95 %. "
                 "A dash: not tried (remedies are measured for the worst modules only)."
                 if len(tried)
-                else "What helps against each reason, as is known; no remedy was measured in this run."
+                else "What is known to help against each reason; none was measured in this run."
             ),
         )
     )
