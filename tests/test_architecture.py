@@ -25,7 +25,12 @@ OWNERS = {
         "zoo/__init__.py",
     },
     "torchvision": {"models.py", "model_names.py", "preprocessing.py"},
-    "matplotlib": {"report/drawing.py", "report/figures.py", "report/charts.py"},
+    "matplotlib": {
+        "report/drawing.py",
+        "report/figures.py",
+        "report/charts.py",
+        "report/labels.py",
+    },
     "jinja2": {"report/html.py"},
     "typst": {"report/pdf.py"},
     "pyarrow": {"report/tables.py"},

@@ -203,7 +203,7 @@
     function words(cell) {
       var row = cell.parentNode, found, noise;
       if (columns.indexOf(cell.cellIndex) < 0) {
-        found = sheet(row).querySelector("p").textContent.replace(/\s*Row in the table\s*$/, "");
+        found = sheet(row).querySelector("p").textContent.replace(/\s*Table row\s*$/, "");
         return moduleOf(row) + ": " + named(bitsOf(row)) + ". " + found;
       }
       found = details(row, cell.cellIndex);

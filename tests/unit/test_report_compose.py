@@ -15,6 +15,7 @@ from vitsense.errors import InputMissingError, SchemaVersionError, UserInputErro
 from vitsense.report import compose
 from vitsense.report.compose_model import LEVELS, WORST, heat_level
 from vitsense.report.document import Document, ModelReport, Status
+from vitsense.report.formatters import spelled
 from vitsense.runfolder import RunFolder, json_text
 
 
@@ -107,7 +108,7 @@ def test_bits_and_reasons_are_those_of_the_plan(run: RunFolder, document: Docume
         plan = json.loads(path.read_text())
         assert model.plan_json == path.read_text()
         assert [(r.name, r.bits, r.pinned, r.reason) for r in model.rows] == [
-            (m["name"], m["bits"], m["pinned"], m["reason"]) for m in plan["modules"]
+            (m["name"], m["bits"], m["pinned"], spelled(m["reason"])) for m in plan["modules"]
         ]
 
 
@@ -143,9 +144,9 @@ def test_cards_carry_number_interval_symbol_and_word(run: RunFolder, document: D
     joint = run.table("joint").query("plan == 'uniform-4'").iloc[0]
     cards = {card.label: card for card in document.models[0].cards}
     assert cards["Full precision, top-1"].value == "91.2 %"
-    card = cards["4 bits everywhere"]
-    assert card.value == f"\u2212{joint['drop']:.1f} points"
-    assert f"\u2212{joint['drop_high']:.1f} to \u2212{joint['drop_low']:.1f}" in card.detail
+    card = cards["4 bits everywhere: lost"]
+    assert card.value == f"{joint['drop']:.1f} points"
+    assert f"{joint['drop_low']:.1f} to {joint['drop_high']:.1f}" in card.detail
     assert (card.status, card.word) == (Status.BAD, "breaks")
     assert any(label.startswith("Recommended, ") for label in cards)
     assert len(cards) == 5

@@ -45,11 +45,12 @@ def findings(
     for other in names[1:]:
         if joint is not None:
             found += harder(names[0], other, comparison, joint)
-        found += _pair(names[0], other, comparison)
     for model in families:
         found += group_findings(model, groups)
         found += _per_module(model, comparison)
         found += additivity_finding(model, additivity)
+    for other in names[1:]:
+        found += _pair(names[0], other, comparison)
     return tuple(found)
 
 
@@ -152,7 +153,8 @@ _PAIRS: tuple[tuple[str, str, str, str, Statistic], ...] = (
         "activation_sdam",
         "sdam",
         "channels of activations differ {} in magnitude",
-        "the median SDAM of activations (deviation over channels of the mean absolute value)",
+        "the median SDAM of activations (deviation over channels of the mean absolute value, in each "
+        "model's own units)",
         _median,
     ),
     (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitsense.report.formatters import number, percent, short, visible
+from vitsense.report.remedy import tried
 from vitsense.report.sheet import (
     SPARK_HEIGHT,
     TALLEST,
@@ -85,9 +86,12 @@ def _causes(source: Source, model: str) -> dict[str, tuple[Cause, ...]]:
         return {}
     found: dict[str, tuple[Cause, ...]] = {}
     for row in source.table("causes", model).to_dict("records"):
-        cause, evidence, remedy = (visible(str(row.get(k) or "")) for k in Cause.__slots__)
         name = str(row["module"])
-        made = Cause(cause=cause, evidence=evidence, remedy=remedy)
+        made = Cause(
+            cause=visible(str(row["cause"])),
+            evidence=visible(str(row["detail"])),
+            remedy=visible(tried(row)),
+        )
         found[name] = (*found.get(name, ()), made)
     return found
 

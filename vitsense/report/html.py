@@ -152,7 +152,7 @@ def heat_style() -> str:
     )
 
 
-TOGETHER = 16
+TOGETHER = 14
 """Modules of several models that have pictures on the page; each picture is a kilobyte."""
 
 

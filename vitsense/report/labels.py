@@ -75,12 +75,14 @@ def _along(line: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]
 def _around(mark: tuple[float, float], width: float, height: float) -> Iterator[Box]:
     """Places for a name, the most natural first."""
     x, y = mark
-    for reach in (_GAP, 2.2 * _GAP, 4 * _GAP):
+    for reach in (_GAP, 2.2 * _GAP, 4 * _GAP, 6 * _GAP):
         for left, bottom in (
             (x + _GAP, y + reach - 2),
             (x - _GAP - width, y - reach - height + 2),
             (x - _GAP - width, y + reach - 2),
             (x + _GAP, y - reach - height + 2),
+            (x - width / 2, y + reach),
+            (x - width / 2, y - reach - height),
         ):
             yield left, bottom, left + width, bottom + height
 
@@ -93,4 +95,4 @@ def _cost(box: Box, drawn: Sequence[tuple[float, float]], taken: Sequence[Box], 
         for other in taken
     )
     out = left < room[0] or bottom < room[1] or right > room[2] or top > room[3]
-    return covered + 20.0 * over + 100.0 * out
+    return covered + 100.0 * over + 100.0 * out

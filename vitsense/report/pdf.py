@@ -17,7 +17,7 @@ from vitsense.report.drawing import COLOURS, Picture, cividis, diverging
 from vitsense.report.html import template_root
 from vitsense.report.pdf_packed import packed
 from vitsense.report.runs_document import STEPS, RunsDocument
-from vitsense.report.sheet import worst_tensor
+from vitsense.report.sheet import Cause, worst_tensor
 from vitsense.report.svg import small_svg
 
 
@@ -122,11 +122,16 @@ def _alone(model: ModelReport) -> list[dict[str, object]]:
             "about": f"{row.role}, {format_words(row.label)} in the plan" if row.bits else row.role,
             "reason": row.reason,
             "cells": [(format_words(c.label), c.detail, c.nats) for c in row.cells],
-            "causes": [f"{c.cause}: {c.remedy}" if c.remedy else c.cause for c in row.sheet.causes],
+            "causes": [_cause_words(c) for c in row.sheet.causes],
             "tensors": [_tensor(model, place, k) for k in range(len(row.sheet.tensors))],
         }
         for place, row in ((place, model.rows[place]) for place in model.worst[:ALONE])
     ]
+
+
+def _cause_words(cause: Cause) -> str:
+    about = f"{cause.cause} ({cause.evidence})" if cause.evidence else cause.cause
+    return f"{about}. Tried: {cause.remedy}" if cause.remedy else about
 
 
 def format_words(label: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitsense.formats import format_of
 from vitsense.report.formatters import known, number, short, short_span, span
+from vitsense.report.remedy import outcome
 from vitsense.report.section import Block, Chart, Finding, Section, Series, Shape, Table
 from vitsense.schemas import STATISTIC_WORDS
 from vitsense.verdict import best_predictor, decisive_format
@@ -39,7 +40,7 @@ def causes(source: Source, model: str) -> Section | None:
             reading=(
                 "Each remedy was applied to the one tensor named, everything else of the module "
                 "stayed as it was, and the same images were measured again; intervals are 95 %. "
-                "A dash: not tried (remedies are measured for the worst modules only)."
+                "A dash: not tried. It helps or is worse where the divergence before lies outside the interval after."
                 if len(tried)
                 else "What is known to help against each reason; none was measured in this run."
             ),
@@ -59,6 +60,7 @@ _CAUSE_HEAD = (
     "Remedy",
     "Divergence before (nats)",
     "After",
+    "Result",
     "Loss before (points)",
     "After",
 )
@@ -103,6 +105,7 @@ def _cause(row: Mapping[str, Any]) -> tuple[str, ...]:
         str(row["remedy"]),
         value("kl_before"),
         kl,
+        outcome(row) or _NONE,
         number(row["drop_before"]) if known(row["drop_before"]) else _NONE,
         drop,
     )
