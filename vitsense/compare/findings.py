@@ -153,8 +153,8 @@ _PAIRS: tuple[tuple[str, str, str, str, Statistic], ...] = (
         "activation_sdam",
         "sdam",
         "channels of activations differ {} in magnitude",
-        "the median SDAM of activations (deviation over channels of the mean absolute value, in each "
-        "model's own units)",
+        "the median SDAM of activations (deviation over channels of the mean absolute value, "
+        "in each model's own units)",
         _median,
     ),
     (

@@ -40,7 +40,8 @@ def causes(source: Source, model: str) -> Section | None:
             reading=(
                 "Each remedy was applied to the one tensor named, everything else of the module "
                 "stayed as it was, and the same images were measured again; intervals are 95 %. "
-                "A dash: not tried. It helps or is worse where the divergence before lies outside the interval after."
+                "A dash: not tried. It helps, or is worse, where the divergence before is outside "
+                "the interval after."
                 if len(tried)
                 else "What is known to help against each reason; none was measured in this run."
             ),
