@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vitsense.report.labels import place_labels
+from vitsense.report.labels import label_ends, place_labels
 
 FALLING = [(0.15 + 0.05 * k, 60 / (1 + k) ** 2) for k in range(8)]
 
@@ -43,3 +43,15 @@ def test_no_name_lies_on_the_curve_or_on_another(scale: str) -> None:
 def test_many_names_at_one_place_are_all_written() -> None:
     axes, _, _ = drawn([(f"plan {k}", 0.3, 5.0) for k in range(20)], "symlog")
     assert len(axes.texts) == 20
+
+
+def test_names_of_lines_that_end_together_move_apart() -> None:
+    figure = Figure(figsize=(7.0, 3.1), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_ylim(0, 10)
+    label_ends(axes, [(f"line {k}", 1.0, height, "k") for k, height in enumerate((5, 5.1, 9, 5))])
+    canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert boxes[2].y0 > max(box.y1 for k, box in enumerate(boxes) if k != 2)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitsense.report.drawing import COLOURS, INK, MARKERS, Picture, drawn, legend, plain_ticks
+from vitsense.report.labels import label_ends
 from vitsense.report.section import Chart, Series, Shape
 
 if TYPE_CHECKING:
@@ -64,22 +65,15 @@ def _points(ax: Axes, chart: Chart) -> None:
         for x, y, label in zip(series.x, series.y, series.labels, strict=False):
             if label:
                 ax.annotate(label, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7.5)
-        if line and series.x:
-            ax.annotate(
-                series.name,
-                (series.x[-1], series.y[-1]),
-                xytext=(5, 0),
-                textcoords="offset points",
-                fontsize=8,
-                va="center",
-                color=colour,
-            )
     if chart.log_x:
         ax.set_xscale("log")
         plain_ticks(ax.xaxis, log=True)
     if chart.log_y:
         ax.set_yscale("log")
         plain_ticks(ax.yaxis, log=True)
+    if chart.shape is Shape.LINE:
+        ends = [(s.name, s.x[-1], s.y[-1], _colour(s)) for s in chart.series if s.x]
+        label_ends(ax, ends)
     if chart.diagonal:
         low = max(ax.get_xlim()[0], ax.get_ylim()[0])
         high = min(ax.get_xlim()[1], ax.get_ylim()[1])

@@ -58,6 +58,33 @@ def place_labels(
         )
 
 
+def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
+    """Write the name of every line right of its end; names that would meet move apart.
+
+    Args:
+        axes: With their final limits and scales.
+        ends: Name, place in the axes' values and colour of each line.
+    """
+    size = 8.0
+    placed = sorted((_points(axes, x, y)[1], k) for k, (_, x, y, _) in enumerate(ends))
+    bottoms: dict[int, float] = {}
+    least = float("-inf")
+    for height, k in placed:
+        least = max(height, least)
+        bottoms[k] = least - height
+        least += size * _LINE
+    for k, (name, x, y, colour) in enumerate(ends):
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(5, bottoms[k]),
+            textcoords="offset points",
+            fontsize=size,
+            va="center",
+            color=colour,
+        )
+
+
 def _points(axes: Any, x: float, y: float) -> tuple[float, float]:
     across, up = axes.transData.transform((x, y))
     points = 72.0 / axes.figure.dpi
