@@ -254,6 +254,14 @@ def test_four_bits_before_operator_set_21_need_fallback() -> None:
     assert "operator set 21 has 4 bits" in found["patch_embed.proj:weight"].note
 
 
+def test_signed_activations_of_few_bits_are_clipped_and_not_refused() -> None:
+    fixed, _ = fixed_model("resnet", (8,))
+    signed = Grid(Format(3), torch.tensor(0.1), torch.tensor(0.0))
+    other = FixedModel(fixed.model, fixed.catalog, {}, {"conv1:input": signed})
+    found = stored_types(other, 21, fallback=False)["conv1:input"]
+    assert (found.type, found.clipped) == ("int8", True)
+
+
 def test_widths_are_held_in_the_next_type_that_onnx_has() -> None:
     fixed, _ = fixed_model("vit", MIXED)
     for opset, two in ((21, "int4"), (25, "int2")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -82,7 +82,7 @@ def stored_types(
     weights = {k: _stored(k, w.grid.format, opset, since) for k, w in fixed.weights.items()}
     ranges = {k: _stored(k, g.format, opset, _ACTIVATIONS) for k, g in fixed.activations.items()}
     found = weights | ranges
-    _refuse(found, opset, fallback=fallback or fast)
+    _refuse(found, weights.keys(), opset, fallback=fallback or fast)
     return found
 
 
@@ -117,8 +117,13 @@ def _stored(site: str, form: Format, opset: int, since: Mapping[int, int]) -> St
     return Stored(site=site, format=form, bits=held, note=note)
 
 
-def _refuse(found: Mapping[str, Stored], opset: int, *, fallback: bool) -> None:
-    """Weights of 2 bits in 4 are a note; 4 in 8 make the file larger and must be wanted."""
+def _refuse(
+    found: Mapping[str, Stored], weights: Collection[str], opset: int, *, fallback: bool
+) -> None:
+    """Weights of 2 bits in 4 are a note; 4 in 8 make the file larger and must be wanted.
+
+    Activations are not stored, so that none makes the file larger; trained ones may be signed.
+    """
     impossible = [s for s in found.values() if s.bits == 0]
     if impossible:
         raise UserInputError(
@@ -126,7 +131,9 @@ def _refuse(found: Mapping[str, Stored], opset: int, *, fallback: bool) -> None:
             f"{impossible[0].site}: {impossible[0].note}; raise --opset, or lower the bits."
         )
     wasteful = [
-        s for s in found.values() if s.format.signed and s.bits >= 2 * s.format.bits and s.bits > 4
+        s
+        for s in found.values()
+        if s.site in weights and s.bits >= 2 * s.format.bits and s.bits > 4
     ]
     if wasteful and not fallback:
         raise UserInputError(
