@@ -38,6 +38,33 @@ def tiny_resnet() -> nn.Module:
     return model.eval()
 
 
+class GlyphNet(nn.Module):
+    """Eight modules with shortcuts, for the generated characters; random weights."""
+
+    input_size = (3, IMAGE_SIZE, IMAGE_SIZE)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, stride=4)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 8, 1))
+            for _ in range(3)
+        )
+        self.head = nn.Linear(8, 36)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.stem(images)
+        for branch in self.branches:
+            features = features + branch(features)
+        return self.head(features.mean((2, 3)))
+
+
+def glyph_net() -> nn.Module:
+    """A `GlyphNet` with the same weights every time."""
+    torch.manual_seed(0)
+    return GlyphNet().eval()
+
+
 def tiny_swin() -> nn.Module:
     """A real timm Swin with shifted windows and patch merging, 10 classes, random weights."""
     from timm.models.swin_transformer import SwinTransformer

@@ -19,19 +19,42 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-SETTINGS = ["--model", "zoo/glyph_resnet", "--calibration", "8", "--batch-size", "12"]
+MODEL = "small_models:glyph_net"
+SETTINGS = ["--model", MODEL, "--calibration", "8", "--batch-size", "12"]
 SETTINGS += ["--refine-images", "4", "--weight-range", "minmax", "--activation-range", "minmax"]
 SETTINGS += ["--device", "cpu", "--no-report", "--progress", "plain"]
 MODES = {
     "exact": ["--mode", "exact", "--images", "18", "--bits", "4", "--by", "none"],
     "adaptive": ["--mode", "adaptive", "--images", "34", "--bits", "4,2"],
-    "fast": ["--mode", "fast", "--images", "18", "--bits", "4"],
+    "fast": ["--mode", "fast", "--images", "18", "--bits", "4,2"],
 }
+MODES["exact"] += ["--hessian-probes", "3"]
+DATA = "images"  # labelled images, in the folder above that of a run
+FORKED = ("exact", "adaptive")
+"""Modes that two forked processes run; the other is run by torchrun itself."""
 
 
 def command(mode: str, out: Path) -> list[str]:
     """The command line of a small run."""
-    return ["analyze", *SETTINGS, *MODES[mode], "--out", str(out)]
+    data = ["--data", str(out.parents[1] / DATA)]
+    return ["analyze", *SETTINGS, *data, *MODES[mode], "--out", str(out)]
+
+
+def by_torchrun(mode: str, out: Path) -> tuple[int, str]:
+    """Exit code and output of two processes as a person starts them."""
+    torchrun = ["torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    words = [sys.executable, "-m", *torchrun, "-m", "vitsense", *command(mode, out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": _path()}
+    found = subprocess.run(
+        words, check=False, timeout=1200, env=environment, text=True, capture_output=True
+    )
+    return found.returncode, found.stdout + found.stderr
+
+
+def _path() -> str:
+    """Where the processes find vitsense and the tests' models."""
+    here = Path(__file__).parent
+    return os.pathsep.join(filter(None, [str(here), str(here.parent), os.getenv("PYTHONPATH")]))
 
 
 def in_two_processes(folder: Path, *jobs: str) -> dict[str, tuple[list[int], str]]:

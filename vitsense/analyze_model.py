@@ -272,10 +272,16 @@ def _missing(frames: Mapping[str, pd.DataFrame], sweep: Sweep) -> str:
         left += [f"{unseen} of {len(frames[name])} {what}"] if unseen else []
     fewest = int(frames["joint"]["n"].min())
     left += [] if len(frames["estimates"]) else ["the explanations"]
+    rests = []
+    drawn = sum(map(len, sweep.kept.estimates()))
+    probed = sum(map(len, {span for span, _ in sweep.kept.probes()}))
+    rests += [f"Fisher estimates rest on {drawn} drawn images"] if drawn else []
+    rests += [f"Hessian traces on {probed} images"] if probed else []
     return (
         f"The time budget of {sweep.settings.budget_time:g} s ended: "
         f"not looked at were {' and '.join(left) or 'some images'}; the rest may have seen fewer "
-        f"of the {sweep.images} images (every whole plan at least {fewest}). The same command "
+        f"of the {sweep.images} images (every whole plan at least {fewest}). "
+        f"{'; '.join(rests) + '. ' if rests else ''}The same command "
         "without --budget-time continues."
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -165,22 +165,51 @@ def _estimate(
 def hessian_cells(sweep: Sweep) -> list[Estimated]:
     """Estimate the divergence of every cell from traces of Hessians.
 
-    Several processes all make all probes: the numbers are those of one.
+    Several processes share the batches of images, like the draws of `estimate_cells`. After the
+    deadline the estimates are of the probes up to there, at least of one.
+
+    Raises:
+        MeasurementError: see `vitsense.sensitivity.hessian.estimate_hessian`.
     """
-    settings = sweep.settings
+    settings, kept, team = sweep.settings, sweep.kept, sweep.team
+    size = min(IMAGES_OF_A_PROBE, settings.batch or IMAGES_OF_A_PROBE)
+    spans = Span(0, sweep.images).steps(size)
+    known = {span for span, _ in kept.probes()}
     sweep.progress.start(sweep.images, f"{sweep.key} Hessian traces")
+    if team.place.size == 1:
+        return _hessian(sweep, spans, None, sweep.progress)
+    share = team.run_of([0.0 if span in known else float(len(span)) for span in spans])
+    failed = ""
+    try:
+        _hessian(sweep, spans, {spans[place] for place in share}, sweep.progress)
+    except MeasurementError as error:
+        failed = str(error)
+    reasons = [reason for reason in team.gather(failed) if reason]
+    if reasons:
+        raise MeasurementError(reasons[0])
+    kept.other_records()
+    sweep.deadline.came = team.any(sweep.deadline.came)
+    return _hessian(sweep, spans, (), NO_PROGRESS)
+
+
+def _hessian(
+    sweep: Sweep, spans: Sequence[Span], mine: Collection[Span] | None, progress: Progress
+) -> list[Estimated]:
+    settings = sweep.settings
     return estimate_hessian(
         sweep.model,
         sweep.catalog,
         sweep.quantizers,
-        Span(0, sweep.images).steps(min(IMAGES_OF_A_PROBE, settings.batch or IMAGES_OF_A_PROBE)),
+        spans,
         sweep.supply.read,
         bits=settings.format_names,
         parts=settings.parts,
         probes=settings.probes,
         seed=settings.seed,
         memory=ProbeMemory(sweep.kept.probes(), sweep.kept.keep_probe),
-        progress=sweep.progress,
+        mine=mine,
+        deadline=sweep.deadline,
+        progress=progress,
     )
 
 

@@ -70,7 +70,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Solve for bit widths under a budget, from the measurements of RUN (default: the newest)."""
-    from vitsense.plan.again import plan_again, plan_at, previous_path
+    from vitsense.plan.again import nothing_wider, plan_again, plan_at, previous_path
 
     if (budget is None) == (point is None):
         raise UserInputError("Give either --budget, for example avg-bits=4, or --point.")
@@ -108,6 +108,11 @@ def plan(
         f"  predicted {loss} {predicted['drop']:.1f} points "
         f"({predicted['low']:.1f} to {predicted['high']:.1f}); not measured as a whole"
     )
+    if nothing_wider(found, made):
+        emit(
+            "  the budget is not used up: every module that is not pinned has the widest format "
+            "measured; vitsense analyze --bits with wider ones gives more to choose from"
+        )
     latency = made.provenance.get("latency")
     if latency is not None:
         emit(f"  {latency['ms']:.3g} ms on {latency['profile']} ({latency['kind']})")

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from team_jobs import MODES, command, in_two_processes
+from image_sets import labelled
+from team_jobs import DATA, FORKED, MODEL, MODES, by_torchrun, command, in_two_processes
 
 from vitsense import cli
 from vitsense.runfolder import RunFolder
@@ -17,24 +18,33 @@ TABLES = (
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with labelled images."""
+    folder = tmp_path_factory.mktemp("runs")
+    labelled(folder / DATA, [7 * number % 36 for number in range(42)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one(place: Path) -> Path:
     """A run of one process in every mode."""
-    folder = tmp_path_factory.mktemp("one")
+    folder = place / "one"
     for mode in MODES:
         assert cli.run(command(mode, folder / mode)) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
-def two(one: Path, tmp_path_factory: pytest.TempPathFactory):
+def two(one: Path, place: Path):
     """The same with two processes; the exact one continues what one process has begun."""
-    folder = tmp_path_factory.mktemp("two")
+    folder = place / "two"
+    folder.mkdir()
     begun = RunFolder.at(folder / "exact")
     state = (one / "exact" / "state.jsonl").read_text().splitlines(keepends=True)
     (begun.path / "state.jsonl").write_text("".join(state[: len(state) // 3]))
     record = RunFolder.open(one / "exact").read_run()
     begun.write_run({**record, "status": "interrupted"})
-    return folder, in_two_processes(folder, *MODES, "killed", "silent", "failing", "mistaken")
+    return folder, in_two_processes(folder, *FORKED, "killed", "silent", "failing", "mistaken")
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -43,7 +53,7 @@ def assert_same(one: Path, two: Path) -> None:
     assert (one / "plan.json").read_bytes() == (two / "plan.json").read_bytes()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FORKED)
 def test_two_processes_write_the_tables_of_one_byte_for_byte(one: Path, two, mode: str) -> None:
     folder, found = two
     codes, text = found[mode]
@@ -53,6 +63,21 @@ def test_two_processes_write_the_tables_of_one_byte_for_byte(one: Path, two, mod
     assert run.read_run()["provenance"]["processes"] == 2
     assert run.read_run()["status"] == "complete"
     assert text.count("Run folder:") == 1  # only one of them speaks
+
+
+def test_torchrun_itself_writes_the_tables_of_one_process(one: Path, place: Path) -> None:
+    """Estimates from gradients, and what checks them, shared by both."""
+    code, text = by_torchrun("fast", place / "by-torchrun" / "fast")
+    assert code == 0, text
+    assert_same(one / "fast", place / "by-torchrun" / "fast")
+    assert text.count("Run folder:") == 1
+    kept = [
+        [json.loads(line) for line in (place / "by-torchrun" / "fast" / name).open()]
+        for name in ("state.jsonl", "state-1.jsonl")
+    ]
+    for kind in ("drawn", "checked", "doubts", "plan"):
+        counts = [sum(kind in record for record in records) for records in kept]
+        assert min(counts) > 0, (kind, counts)
 
 
 def test_both_measure_about_half_and_nothing_twice(one: Path, two) -> None:
@@ -68,6 +93,18 @@ def test_both_measure_about_half_and_nothing_twice(one: Path, two) -> None:
     assert 0.3 < len(kept[0]) / len(whole) < 0.7
 
 
+def test_both_probe_hessians(two) -> None:
+    folder, _ = two
+    probed = [
+        {tuple(json.loads(line)["probe"]) for line in path.open() if '"probe"' in line}
+        for path in (folder / "exact" / name for name in ("state.jsonl", "state-1.jsonl"))
+    ]
+    assert probed[0]
+    assert probed[1]
+    assert not probed[0] & probed[1]
+    assert probed[0] | probed[1] == {(0, 8, 0), (8, 16, 0), (16, 18, 0)}
+
+
 def test_one_that_is_killed_is_named_and_one_process_continues_to_the_same_tables(
     one: Path, two
 ) -> None:
@@ -76,7 +113,7 @@ def test_one_that_is_killed_is_named_and_one_process_continues_to_the_same_table
     assert codes == [130, -9]
     assert "Rank 1 of 2 ended without a word" in text
     assert "Nothing that was measured is lost" in text
-    assert "torchrun --nproc-per-node=2 -m vitsense analyze --model zoo/glyph_resnet" in text
+    assert f"torchrun --nproc-per-node=2 -m vitsense analyze --model {MODEL}" in text
     assert text.count("Error:") == 1
     run = RunFolder.open(folder / "killed")
     assert run.read_run()["status"] == "interrupted"

@@ -11,6 +11,7 @@ from small_models import BUILDERS, images
 from torch import nn
 from torch.nn import functional as F
 
+from vitsense.deadline import Deadline
 from vitsense.discover import find_sites
 from vitsense.errors import MeasurementError
 from vitsense.observe import observing
@@ -163,6 +164,31 @@ class Fused(Tiny):
 def test_a_model_that_cannot_be_differentiated_twice_says_so() -> None:
     with pytest.raises(MeasurementError, match=r"Hessian of this model.*--mode fast"):
         run(Fused().eval(), torch.randn(2, 3, 16, 16), bits=(4,), probes=2)
+
+
+def test_after_the_deadline_the_images_probed_so_far_count() -> None:
+    model = Tiny().eval()
+    x = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    limit = Deadline(at=2.0, clock=itertools.count(start=1.0).__next__)
+    found = run(model, x, size=2, bits=(3,), probes=3, deadline=limit)
+    assert limit.came
+    early = run(model, x[:4], size=2, bits=(3,), probes=2)
+    assert {one.estimate.n for one in found if one.estimate} == {4}
+    for one, other in zip(found, early, strict=True):
+        assert one.estimate is not None
+        assert other.estimate is not None
+        assert one.estimate.trace == pytest.approx(other.estimate.trace)
+
+
+def test_two_processes_that_share_the_batches_find_what_one_finds() -> None:
+    model = Tiny().eval()
+    x = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    kept = {}
+    memory = ProbeMemory(kept, lambda span, number, probe: kept.update({(span, number): probe}))
+    for mine in ([Span(0, 2)], [Span(2, 4), Span(4, 6)], []):
+        shared = run(model, x, size=2, bits=(3,), probes=6, memory=memory, mine=mine)
+    assert len(kept) == 6
+    assert shared == run(model, x, size=2, bits=(3,), probes=6)
 
 
 def test_the_visits_are_gone_afterwards() -> None:

@@ -165,6 +165,16 @@ def test_the_plan_that_was_measured_is_kept_when_another_takes_its_place(
         assert (run / "plan.previous.json").read_bytes() == measured
 
 
+def test_a_budget_above_what_was_measured_is_said_not_to_be_used_up(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", "--out", str(tmp_path / "plan.json"), "--budget"]
+    assert cli.run([*command, "avg-bits=2.5"]) == 0
+    assert "not used up" not in capsys.readouterr().out
+    assert cli.run([*command, "avg-bits=16"]) == 0
+    assert "the budget is not used up: every module that is not pinned" in capsys.readouterr().out
+
+
 def test_plan_pins_unpins_and_ties(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (run / "modules.csv").open() as stream:
         rows = list(csv.DictReader(stream))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitsense.errors import SiteMismatchError, UserInputError
-from vitsense.formats import FormatLike
+from vitsense.formats import FormatLike, format_of
 from vitsense.plan.budget import Budget, BudgetKind
 from vitsense.plan.latency import LatencyProfile
 from vitsense.plan.make import make_plan, tie_groups
@@ -25,6 +25,7 @@ from vitsense.plan.solve import (
     solve,
 )
 from vitsense.runfolder import atomic_write
+from vitsense.schemas import RATED
 from vitsense.settings import Granule, Part
 
 if TYPE_CHECKING:
@@ -113,6 +114,24 @@ def _keep(path: Path) -> None:
     kept = previous_path(path)
     if not kept.is_file() or Plan.load(path).measured is not None:
         atomic_write(kept, path.read_bytes())
+
+
+def nothing_wider(run: RunFolder, plan: Plan) -> bool:
+    """Whether a budget of bits or bytes is left over because no wider format was measured."""
+    budget, cost = Budget.parse(plan.budget), plan.cost or {}
+    spent = cost.get(budget.kind.value.replace("-", "_"))
+    if spent is None or spent > 0.999 * budget.value:
+        return False
+    cells = run.table("sensitivity")
+    cells = cells[(cells["model"] == plan.model["key"]) & cells["status"].isin(RATED)]
+    widest = {
+        module: max(format_of(name).effective_bits for name in forms)
+        for module, forms in cells.groupby("module")["format"]
+    }
+    return all(
+        one.pinned or format_of(one.format).effective_bits >= widest.get(one.name, 0.0)
+        for one in plan.modules
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

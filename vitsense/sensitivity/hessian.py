@@ -23,7 +23,7 @@ minimum may curve downwards: such a trace is negative, and the row says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vitsense.deadline import Deadline
 from vitsense.errors import MeasurementError
 from vitsense.formats import FormatLike, format_of
 from vitsense.observe import Visit, observing, preserved
@@ -100,6 +101,8 @@ def estimate_hessian(
     probes: int = 32,
     seed: int = 0,
     memory: ProbeMemory | None = None,
+    mine: Collection[Span] | None = None,
+    deadline: Deadline | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> list[Estimated]:
     """Estimate the divergence of every module x width x part; the formula is this file's docstring.
@@ -118,6 +121,8 @@ def estimate_hessian(
         probes: Random vectors in all, at least; each batch has as many as the others, at least one.
         seed: Of the random signs.
         memory: What is known already, and where new probes are kept.
+        mine: The batches of this process, if others make the other probes; None for all.
+        deadline: Probes that come too late are left out, but not all of them.
         progress: Told of every batch.
 
     Raises:
@@ -126,7 +131,8 @@ def estimate_hessian(
     """
     memory = memory or ProbeMemory()
     names = [format_of(like).name for like in bits]
-    found: list[Probe] = []
+    limit = Deadline() if deadline is None else deadline
+    found: dict[ProbeKey, Probe] = {}
     with preserved(model):
         sites = [s for s in catalog.sites if any(includes(part, s) for part in parts)]
         prober = _Prober(model, sites, quantizers, names, seed)
@@ -135,15 +141,20 @@ def estimate_hessian(
                 batch: Batch | None = None
                 for number in range(-(-probes // len(batches))):
                     probe = memory.known.get((span, number))
+                    if probe is None and mine is not None and span not in mine:
+                        continue
+                    if probe is None and found and limit.passed:
+                        limit.came = True
+                        continue
                     if probe is None:
                         batch = batch or read(range(span.start, span.stop))
                         probe = prober.probe(batch, span.start, number)
                         memory.keep(span, number, probe)
-                    found.append(probe)
+                    found[span, number] = probe
                 progress.advance(span.stop - span.start)
-    images = sum(span.stop - span.start for span in batches)
+    images = sum(map(len, {span for span, _ in found}))
     cells = [Cell.of(m.name, name, part) for m in catalog for part in parts for name in names]
-    return [_finished(cell, found, images, catalog) for cell in cells]
+    return [_finished(cell, list(found.values()), images, catalog) for cell in cells]
 
 
 def _finished(cell: Cell, probes: Sequence[Probe], images: int, catalog: SiteCatalog) -> Estimated:

@@ -40,6 +40,8 @@ def causes(source: Source, model: str) -> Section | None:
             reading=(
                 "Each remedy was applied to the one tensor named, everything else of the module "
                 "stayed as it was, and the same images were measured again; intervals are 95 %. "
+                "Before is the module as it is, on all images like its remedies; modes adaptive "
+                "and fast rate it above from fewer. "
                 "A dash: not tried. It helps, or is worse, where the divergence before is outside "
                 "the interval after."
                 if len(tried)
