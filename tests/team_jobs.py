@@ -42,11 +42,11 @@ def command(mode: str, out: Path) -> list[str]:
 
 def by_torchrun(mode: str, out: Path) -> tuple[int, str]:
     """Exit code and output of two processes as a person starts them."""
-    torchrun = ["torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     words = [sys.executable, "-m", *torchrun, "-m", "vitsense", *command(mode, out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": _path()}
     found = subprocess.run(
-        words, check=False, timeout=1200, env=environment, text=True, capture_output=True
+        words, check=False, timeout=600, env=environment, text=True, capture_output=True
     )
     return found.returncode, found.stdout + found.stderr
 
