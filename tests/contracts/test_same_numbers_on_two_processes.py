@@ -67,12 +67,13 @@ def test_two_processes_write_the_tables_of_one_byte_for_byte(one: Path, two, mod
 
 def test_torchrun_itself_writes_the_tables_of_one_process(one: Path, place: Path) -> None:
     """Estimates from gradients, and what checks them, shared by both."""
-    code, text = by_torchrun("fast", place / "by-torchrun" / "fast")
+    folder = place / "by-torchrun" / "fast"
+    code, text = by_torchrun("fast", folder)
     assert code == 0, text
-    assert_same(one / "fast", place / "by-torchrun" / "fast")
+    assert_same(one / "fast", folder)
     assert text.count("Run folder:") == 1
     kept = [
-        [json.loads(line) for line in (place / "by-torchrun" / "fast" / name).open()]
+        [json.loads(line) for line in (folder / name).read_text().splitlines()]
         for name in ("state.jsonl", "state-1.jsonl")
     ]
     for kind in ("drawn", "checked", "doubts", "plan"):
@@ -96,7 +97,11 @@ def test_both_measure_about_half_and_nothing_twice(one: Path, two) -> None:
 def test_both_probe_hessians(two) -> None:
     folder, _ = two
     probed = [
-        {tuple(json.loads(line)["probe"]) for line in path.open() if '"probe"' in line}
+        {
+            tuple(json.loads(line)["probe"])
+            for line in path.read_text().splitlines()
+            if '"probe"' in line
+        }
         for path in (folder / "exact" / name for name in ("state.jsonl", "state-1.jsonl"))
     ]
     assert probed[0]
