@@ -271,6 +271,7 @@ def _missing(frames: Mapping[str, pd.DataFrame], sweep: Sweep) -> str:
         unseen = int((frames[name]["reason"] == OUT_OF_TIME).sum())
         left += [f"{unseen} of {len(frames[name])} {what}"] if unseen else []
     fewest = int(frames["joint"]["n"].min())
+    plans = f" (every whole plan at least {fewest})" if fewest < sweep.images else ""
     left += [] if len(frames["estimates"]) else ["the explanations"]
     rests = []
     drawn = sum(map(len, sweep.kept.estimates()))
@@ -279,8 +280,8 @@ def _missing(frames: Mapping[str, pd.DataFrame], sweep: Sweep) -> str:
     rests += [f"Hessian traces on {probed} images"] if probed else []
     return (
         f"The time budget of {sweep.settings.budget_time:g} s ended: "
-        f"not looked at were {' and '.join(left) or 'some images'}; the rest may have seen fewer "
-        f"of the {sweep.images} images (every whole plan at least {fewest}). "
+        f"not looked at were {', '.join(left) or 'some images'}; the rest may have seen fewer "
+        f"of the {sweep.images} images{plans}. "
         f"{'; '.join(rests) + '. ' if rests else ''}The same command "
         "without --budget-time continues."
     )

@@ -45,16 +45,20 @@ def verdict(
             for name, row in plans.iterrows()
             if str(name).startswith("pareto-") and row["avg_bits"] > chosen["avg_bits"] + 0.3
         ]
+    return [*lines, *(f"{model}: {line}" for line in worst_text(sensitivity))]
+
+
+def worst_text(sensitivity: pd.DataFrame) -> list[str]:
+    """The modules that cost most, in a sentence; none where nothing was rated."""
     worst = worst_modules(sensitivity)
-    if worst is not None:
-        names, share, form = worst
-        how = "estimated" if (sensitivity["status"] == "estimated").any() else "summed"
-        lines.append(
-            f"{model}: {len(names)} modules cause {share:.0f} % of the {how} divergence at "
-            f"{form.words}: "
-            f"{', '.join(names)}."
-        )
-    return lines
+    if worst is None:
+        return []
+    names, share, form = worst
+    how = "estimated" if (sensitivity["status"] == "estimated").any() else "summed"
+    return [
+        f"{len(names)} modules cause {share:.0f} % of the {how} divergence at {form.words}: "
+        f"{', '.join(names)}."
+    ]
 
 
 def _of_plan(row: Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ def test_a_gain_within_the_intervals_is_not_claimed(run: RunFolder) -> None:
 
 
 def test_without_a_better_plan_it_says_so(run: RunFolder) -> None:
-    assert headline(run).startswith("No exchange")
+    assert headline(run).startswith("No plan that was searched for")
 
 
 def test_every_step_is_in_the_table(run: RunFolder) -> None:
@@ -66,6 +66,20 @@ def test_every_step_is_in_the_table(run: RunFolder) -> None:
         ("32", "10", "1.9", "1.9", "no"),
     ]
     assert table.rows[1][0] == "3 bits everywhere, step 1"
+
+
+def test_a_step_that_only_brings_a_plan_into_the_budget_says_so(run: RunFolder) -> None:
+    steps = run.table("refinement")
+    run.write_table("refinement", steps.assign(taken=True))
+    chapter = refinement_chapter(Source(run), "m")
+    assert chapter is not None
+    found, _, table = chapter.blocks
+    assert isinstance(found, Finding)
+    assert isinstance(table, Table)
+    assert [row[-1] for row in table.rows] == ["yes", "yes, to keep the budget"]
+    assert (
+        "from 3 bits everywhere ended at 1.9 nats, where the solved plan has 1.4" in found.numbers
+    )
 
 
 def test_a_run_without_a_search_has_no_chapter(tmp_path: Path) -> None:

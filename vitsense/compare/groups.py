@@ -176,7 +176,7 @@ def additivity_finding(model: str, additivity: pd.DataFrame) -> list[Finding]:
     elif under and over:
         words = "under-estimates some whole plans and over-estimates others"
     else:
-        words = "cannot be told from what whole plans do"
+        words = "agrees with whole plans within the error"
     least, most = rows.loc[rows["ratio"].idxmin()], rows.loc[rows["ratio"].idxmax()]
     middle = float(rows["ratio"].median())
     return [
@@ -186,8 +186,8 @@ def additivity_finding(model: str, additivity: pd.DataFrame) -> list[Finding]:
             sentence=(
                 f"Over {len(rows)} measured plans, the divergence of the whole is {middle:.2f} "
                 f"times the sum of its modules' at the median, from {_ratio(least)} for "
-                f"{least['plan']} to {_ratio(most)} for {most['plan']}; {under} of them lie above "
-                f"1 and {over} below with their whole intervals."
+                f"{least['plan']} to {_ratio(most)} for {most['plan']}. With its whole interval, "
+                f"the ratio is above 1 for {under} and below 1 for {over}."
             ),
             value=middle,
             low=float(least["ratio"]),

@@ -11,7 +11,7 @@ from vitsense.plan.plan import Plan
 from vitsense.report.chapters import model_chapters
 from vitsense.report.compose_front import front_of
 from vitsense.report.compose_sheets import sheets
-from vitsense.report.compose_verdict import cards_of, headline_of, sentences_of
+from vitsense.report.compose_verdict import cards_of, headline_of, sentences_of, widest_of
 from vitsense.report.document import (
     HeatCell,
     ModelReport,
@@ -66,8 +66,13 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         loss_unit="percentage points" if labelled else "% of images",
         facts=_facts(entry, len(mine["modules"])),
         headline=headline_of(joint),
-        verdict=(*sentences_of(key, entry, sensitivity, joint), *_plan_note(plan, joint)),
+        verdict=(
+            *sentences_of(sensitivity, joint),
+            *widest_of(plan),
+            *_plan_note(plan, joint),
+        ),
         cards=tuple(cards_of(entry, joint, sensitivity)),
+        seen=_seen(sensitivity),
         columns=tuple((form.label, form.bits) for form in forms),
         rows=tuple(
             _rows(mine["modules"], sensitivity, plan, forms, sheets(source, key, planned_bits))
@@ -107,6 +112,15 @@ def _shown(sensitivity: pd.DataFrame) -> pd.DataFrame:
     parts = list(dict.fromkeys(sensitivity["part"]))
     part = "both" if "both" in parts else parts[0]
     return sensitivity[sensitivity["part"] == part].assign(part="both")
+
+
+def _seen(sensitivity: pd.DataFrame) -> str:
+    counts = sensitivity["n"].dropna().astype(int)
+    counts = counts[counts > 0]
+    if counts.empty:
+        return "0"
+    least, most = counts.min(), counts.max()
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def _facts(entry: Mapping[str, Any], modules: int) -> tuple[tuple[str, str], ...]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vitsense.formats import format_of
 from vitsense.report.document import Card, Status
 from vitsense.report.formatters import known, loss_of, number, short, span, visible
-from vitsense.verdict import loss_text, verdict, worst_modules
+from vitsense.verdict import loss_text, worst_modules, worst_text
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from vitsense.plan.plan import Plan
 
 _LITTLE = 1.0  # points that are little to lose
 
@@ -26,9 +29,12 @@ def headline_of(joint: pd.DataFrame) -> str:
     if chosen is None:
         return ""
     status, _ = _status(chosen)
-    verb = {Status.GOOD: "holds", Status.BAD: "breaks"}.get(status, "may or may not hold")
     size = f"{chosen['avg_bits']:.1f} bits on average ({chosen['size_mb']:.2f} MB)"
-    line = f"The recommended plan {verb} at {size}: it {_plainly(chosen)}"
+    if status is Status.BAD:
+        line = f"No plan that was found holds at {size}: the best one {_plainly(chosen)}"
+    else:
+        verb = "holds" if status is Status.GOOD else "may or may not hold"
+        line = f"The recommended plan {verb} at {size}: it {_plainly(chosen)}"
     same = plans.get(f"uniform-{round(chosen['avg_bits'])}")
     if same is not None:
         line += f"; {round(chosen['avg_bits'])} bits everywhere {_plainly(same, short_form=True)}"
@@ -46,15 +52,60 @@ def _plainly(row: Mapping[str, Any], *, short_form: bool = False) -> str:
     return loss_text(row)
 
 
-def sentences_of(
-    key: str, entry: Mapping[str, Any], sensitivity: pd.DataFrame, joint: pd.DataFrame
-) -> list[str]:
-    """The verdict without what the cards already say."""
-    lines = [
-        line.removeprefix(f"{key}: ")
-        for line in verdict(key, entry.get("fp"), sensitivity, joint)[-2:]
+def sentences_of(sensitivity: pd.DataFrame, joint: pd.DataFrame) -> list[str]:
+    """What the cards do not say: the next plan that holds, and the modules that cost most."""
+    return [visible(line) for line in (*_wider(joint), *worst_text(sensitivity))]
+
+
+def _wider(joint: pd.DataFrame) -> list[str]:
+    """The smallest measured plan that holds, where the recommended one is not known to."""
+    plans = joint.to_dict("records")
+    chosen = next((row for row in plans if row["plan"] == "recommended"), None)
+    if chosen is None or _status(chosen)[0] is Status.GOOD:
+        return []
+    wider = [
+        row
+        for row in plans
+        if row["size_mb"] > chosen["size_mb"] and not str(row["plan"]).startswith("random-")
     ]
-    return [visible(line[:1].upper() + line[1:]) for line in lines]
+    holding = [row for row in wider if _status(row)[0] is Status.GOOD]
+    if holding:
+        best = min(holding, key=lambda row: row["size_mb"])
+        return [f"The smallest measured plan that holds: {_sized(best)}."]
+    if not wider:
+        return []
+    best = min(wider, key=lambda row: loss_of(row)[2])
+    lost = number(loss_of(best)[2])
+    return [
+        f"No measured plan is known to hold. The nearest: {_sized(best)}, so up to {lost} may be "
+        "lost; more images would tell."
+    ]
+
+
+def _sized(row: Mapping[str, Any]) -> str:
+    size = f"{row['avg_bits']:.1f} bits on average, {row['size_mb']:.2f} MB"
+    if not known(row["drop"]):
+        return f"{size}, {loss_text(row)}"
+    value, low, high = loss_of(row)
+    return f"{size}, {number(value)} points lost ({span(low, high)})"
+
+
+_NAMED = 8
+
+
+def widest_of(plan: Plan | None) -> list[str]:
+    """Which modules keep the most bits in the plan."""
+    if plan is None:
+        return []
+    forms = {module.name: format_of(module.format) for module in plan.modules}
+    most = max(form.effective_bits for form in forms.values())
+    wide = [module for module in plan.modules if forms[module.name].effective_bits == most]
+    if len(wide) == len(forms):
+        return []
+    names = [f"{m.name} (pinned)" if m.pinned else m.name for m in wide]
+    more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    words = forms[wide[0].name].words
+    return [visible(f"The plan keeps {words} for {', '.join(names[:_NAMED] + more)}.")]
 
 
 def cards_of(

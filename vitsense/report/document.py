@@ -157,6 +157,8 @@ class ModelReport:
     verdict: tuple[str, ...]
     """What else to know at first sight."""
     cards: tuple[Card, ...]
+    seen: str
+    """Images that single modules saw: ``64 to 128``."""
     columns: tuple[tuple[str, int], ...]
     """Label and bits of every format, wide to narrow."""
     rows: tuple[ModuleRow, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from vitsense.report.charts import chart_picture
@@ -77,8 +78,7 @@ def _running_median(values: Sequence[float]) -> list[float]:
     half = max(1, len(values) // 16)
     found = []
     for i in range(len(values)):
-        window = sorted(values[max(0, i - half) : i + half + 1])
-        found.append(window[len(window) // 2])
+        found.append(median(values[max(0, i - half) : i + half + 1]))
     return found
 
 
@@ -136,9 +136,8 @@ def _peak(profile: Profile) -> str:
     ]
     if not values:
         return f"{profile.model}: nothing measured"
-    ordered = sorted(v for v, _ in values)
     top, where = max(values)
-    middle = ordered[len(ordered) // 2]
+    middle = median(v for v, _ in values)
     return (
         f"{profile.model}: median {middle:.2g} nats, largest {top:.2g} nats at relative depth "
         f"{where:.2f}"
@@ -209,8 +208,8 @@ def _heaviest(document: Document) -> str:
 
 
 def _median(profile: Profile, name: str) -> str:
-    values = sorted(v for v in profile.series[name] if v is not None)
-    return short(values[len(values) // 2]) if values else "unknown"
+    values = [v for v in profile.series[name] if v is not None]
+    return short(median(values)) if values else "unknown"
 
 
 def _largest(profile: Profile, name: str) -> str:

@@ -32,13 +32,14 @@ def refinement_chapter(source: Source, model: str) -> Section | None:
     if not found:
         found = [
             Finding(
-                headline="No exchange in the whole plan was better than the solved one",
-                numbers="The recommended plan is the one that was solved from single modules.",
+                headline="No plan that was searched for is clearly better than the solved one",
+                numbers="The recommended plan is the one that was solved from single modules"
+                f"{_others(steps)}.",
             )
         ]
     return Section(
         key="refinement",
-        title="Does the plan hold as a whole?",
+        title="Can the plan be improved as a whole?",
         blocks=(*found, Words(text=_WAY), _table(steps)),
     )
 
@@ -73,6 +74,28 @@ def _measured(row: Any) -> str:
     )
 
 
+def _others(steps: pd.DataFrame) -> str:
+    """Where searches from other plans ended, beside the solved one."""
+    solved = steps[steps["start"] == "solved"]["before"]
+    words = []
+    for start, rows in steps[steps["start"] != "solved"].groupby("start", sort=False):
+        taken = rows[rows["taken"]]
+        if len(taken) and len(solved):
+            words.append(
+                f"; the search from {plan_name(str(start))} ended at "
+                f"{short(taken['after'].iloc[-1])} nats, where the solved plan has "
+                f"{short(solved.iloc[0])} on the same calibration images: not lower by two "
+                "standard errors"
+            )
+    return "".join(words)
+
+
+def _kept(row: Any) -> str:
+    if not row["taken"]:
+        return "no"
+    return "yes" if row["after"] < row["before"] else "yes, to keep the budget"
+
+
 def _table(steps: pd.DataFrame) -> Table:
     rows = [
         (
@@ -81,7 +104,7 @@ def _table(steps: pd.DataFrame) -> Table:
             str(row["changed"]),
             short(row["before"]),
             short(row["after"]),
-            "yes" if row["taken"] else "no",
+            _kept(row),
         )
         for row in steps.to_dict("records")
     ]
@@ -100,6 +123,7 @@ def _table(steps: pd.DataFrame) -> Table:
             "Each step is the best of a few trials with different numbers of exchanges. It is kept "
             "when it is clearly better on calibration images on which no exchange was looked for "
             "(by two standard errors); if not, exchanges are measured on more images. A search "
-            "also begins from the widest uniform plan within the budget."
+            "also begins from the widest uniform plan; with pinned modules that plan may be beyond "
+            "the budget, and the first step must then bring it back, whatever that costs."
         ),
     )
