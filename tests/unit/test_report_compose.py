@@ -15,7 +15,8 @@ from vitsense.errors import InputMissingError, SchemaVersionError, UserInputErro
 from vitsense.report import compose
 from vitsense.report.compose_model import LEVELS, WORST, heat_level
 from vitsense.report.document import Document, ModelReport, Status
-from vitsense.report.formatters import spelled
+from vitsense.report.formatters import short, spelled
+from vitsense.report.html import render_html
 from vitsense.runfolder import RunFolder, json_text
 
 
@@ -181,6 +182,19 @@ def test_without_labels_full_agreement_is_within_noise(unlabelled: ModelReport) 
 def test_models_with_and_without_labels_are_named_for_what_they_show(tmp_path: Path) -> None:
     models = compose(make_run(tmp_path / "run", 9, labelled=[True, False])).models
     assert [model.loss for model in models] == ["drop of top-1", "loss of agreement"]
+
+
+def test_where_no_single_loss_is_certain_cells_show_the_divergence(tmp_path: Path) -> None:
+    run = altered(tmp_path / "run", "sensitivity", drop_low=-9.0, drop_high=9.0)
+    model = compose(run).models[0]
+    assert model.by_divergence
+    cells = [cell for row in model.rows for cell in row.cells if cell.nats]
+    assert cells
+    assert all(cell.text == short(cell.sort) for cell in cells)
+    assert not compose(make_run(tmp_path / "other", 8)).models[0].by_divergence
+    page = render_html(compose(run), {})
+    assert "Cells show the divergence from full precision (nats)" in page
+    assert f">{cells[0].text}<" in page
 
 
 def test_warnings_come_first_and_random_weights_before_all(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vitsense.formats import NumberFormat, format_of
@@ -58,6 +59,9 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
     joint = mine["joint"]
     labelled = source.labelled(key)
     front, writer = front_of(source, entry)
+    rows = _rows(mine["modules"], sensitivity, plan, forms, sheets(source, key, planned_bits))
+    measured = [cell for row in rows for cell in row.cells if cell.nats]
+    by_divergence = bool(measured) and all(cell.noise for cell in measured)
     return ModelReport(
         key=key,
         name=entry["name"],
@@ -74,9 +78,8 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         cards=tuple(cards_of(entry, joint, sensitivity)),
         seen=_seen(sensitivity),
         columns=tuple((form.label, form.bits) for form in forms),
-        rows=tuple(
-            _rows(mine["modules"], sensitivity, plan, forms, sheets(source, key, planned_bits))
-        ),
+        by_divergence=by_divergence,
+        rows=tuple(_with_divergence(row) for row in rows) if by_divergence else tuple(rows),
         worst=_worst(mine["modules"], sensitivity),
         plans=tuple(_plan_row(row) for row in joint.to_dict("records")),
         front=front,
@@ -171,6 +174,18 @@ def _rows(
             )
         )
     return rows
+
+
+def _with_divergence(row: ModuleRow) -> ModuleRow:
+    """The row with divergences in its cells, where single losses say nothing."""
+    return replace(row, cells=tuple(_by_divergence(cell) for cell in row.cells))
+
+
+def _by_divergence(cell: HeatCell) -> HeatCell:
+    if not cell.nats:
+        return cell
+    bound = "\u2264" if cell.text.startswith("\u2264") else ""
+    return replace(cell, text=bound + short(cell.sort))
 
 
 def _cell(form: NumberFormat, row: Mapping[str, Any] | None) -> HeatCell:

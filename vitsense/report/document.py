@@ -157,6 +157,8 @@ class ModelReport:
     verdict: tuple[str, ...]
     """What else to know at first sight."""
     cards: tuple[Card, ...]
+    by_divergence: bool
+    """Whether cells show the divergence, because no loss of a single module is certain."""
     seen: str
     """Images that single modules saw: ``64 to 128``."""
     columns: tuple[tuple[str, int], ...]
