@@ -18,7 +18,7 @@ from vitsense.cli_output import (
     progress_options,
     session,
 )
-from vitsense.errors import UserInputError
+from vitsense.errors import SiteMismatchError, UserInputError
 from vitsense.formats import ALLOWED_BITS
 from vitsense.plan.plan import Plan
 from vitsense.progress import ProgressStyle, make_progress
@@ -177,6 +177,8 @@ def _request(plan: Plan, run: RunFolder | None, options: Mapping[str, Any]) -> Q
     from vitsense.qat.request import QatRequest, origin_of
 
     named = ModelRequest(name=options["model"] or "", checkpoint=options["checkpoint"])
+    if options["model"] is not None:
+        _check_same(plan, options["model"])
     origin = None
     if run is not None and options["model"] is None:
         origin = origin_of(plan, run, checkpoint=options["checkpoint"])
@@ -201,6 +203,21 @@ def _request(plan: Plan, run: RunFolder | None, options: Mapping[str, Any]) -> Q
         workers=options["workers"],
         tensorboard=options["tensorboard"],
     )
+
+
+def _check_same(plan: Plan, named: str) -> None:
+    """Refuse a plan of another model before any weights are looked for.
+
+    Tags of weights (``deit_tiny_patch16_224.fb_in1k``) do not count: modules are the same.
+    """
+    from vitsense.model_names import resolve_name
+
+    planned, wanted = str(plan.model.get("name", "")), resolve_name(named).name
+    if planned and planned.partition(".")[0] != wanted.partition(".")[0]:
+        raise SiteMismatchError(
+            f"The plan is of {planned}, and --model is {wanted}. Leave --model out to train the "
+            "plan's model, or give a plan of this one."
+        )
 
 
 def _teacher(options: Mapping[str, Any]) -> ModelRequest | None:

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 @click.option("--model", metavar="KEY", help="Of a comparison: only this model.")
 @click.option(
     "--fail-if-drop",
-    type=float,
+    type=click.FloatRange(min=0),
     metavar="POINTS",
     help="Exit with 1 if the recommended plan of the first model (of SECOND) loses more.",
 )

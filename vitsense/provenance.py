@@ -20,6 +20,7 @@ _PACKAGES = (
     "pandas",
     "scipy",
     "matplotlib",
+    "seaborn",
     "typst",
 )
 

@@ -83,6 +83,16 @@ def test_a_wrong_call_says_what_to_do(
     assert message in capsys.readouterr().err
 
 
+def test_a_plan_of_another_model_is_said_before_weights_are_looked_for(
+    plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = json.loads(plan.read_text())
+    made["model"]["name"] = "glyph_resnet"
+    plan.write_text(json.dumps(made))
+    assert _qat(plan, "--model", "deit_t") == 2
+    assert "of glyph_resnet, and --model is deit_tiny_patch16_224" in capsys.readouterr().err
+
+
 def test_an_ablation_trains_its_variants_and_writes_the_table(
     plan: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from report_fixture import make_run
 
 import vitsense
 from vitsense.cli import run as call
+from vitsense.errors import UserInputError
 from vitsense.report import compose, write_report
 from vitsense.report.summary import Run, plain, render_markdown
 from vitsense.runfolder import RunFolder
@@ -62,6 +63,23 @@ def test_a_notebook_shows_the_verdict_as_text(run: RunFolder) -> None:
     assert len(shown.table("modules")) == 9
     assert repr(shown) == f"Run({str(run.path)!r})"
     assert isinstance(shown, Run)
+
+
+def test_a_notebook_draws_every_module_and_format(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 6, ["vit"])
+    figure = vitsense.Run.load(run.path).heatmap()
+    axes = figure.axes[0]
+    table = run.table("sensitivity")
+    key = run.read_run()["models"][0]["key"]
+    mine = table[table["model"] == key]
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == list(dict.fromkeys(mine["module"]))
+    shown = [text.get_text() for text in axes.texts]
+    first = mine[mine["module"] == rows[0]].sort_values("bits", ascending=False)
+    assert shown[: len(first)] == [f"{kl:.1e}" for kl in first["kl"]]
+    assert key in axes.get_title()
+    with pytest.raises(UserInputError, match="no model 'other'"):
+        vitsense.Run.load(run.path).heatmap("other")
 
 
 def test_the_command_writes_the_formats_that_were_asked_for(run: RunFolder) -> None:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from vitsense.errors import UserInputError
 from vitsense.report.compose import compose
 from vitsense.report.document import Card, Document, ModelReport, Status
 from vitsense.report.formatters import visible
+from vitsense.report.heatmap import heatmap
 from vitsense.report.runs_document import ModelChange, RunsDocument
 from vitsense.report.section import Table
 from vitsense.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SYMBOLS = {Status.GOOD: "●", Status.CAUTION: "▲", Status.BAD: "■", Status.PLAIN: "○"}
 _MOST_FINDINGS = 8
@@ -100,6 +106,22 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder.path)!r})"
+
+    def heatmap(self, model: str | None = None) -> Figure:
+        """Divergence of every module and format as a figure, which a notebook shows.
+
+        Args:
+            model: Key of one of the run's models; default: the first.
+
+        Raises:
+            UserInputError: the run has no such model.
+        """
+        keys = [entry["key"] for entry in self.folder.read_run()["models"]]
+        key = keys[0] if model is None else model
+        if key not in keys:
+            raise UserInputError(f"The run has no model {key!r}; it has {', '.join(keys)}.")
+        table = self.table("sensitivity")
+        return heatmap(table[table["model"] == key], key)
 
     def _repr_html_(self) -> str:
         """What a notebook shows: warnings, cards and verdict, without style sheets or scripts."""
