@@ -256,10 +256,25 @@ def test_four_bits_before_operator_set_21_need_fallback() -> None:
 
 def test_signed_activations_of_few_bits_are_clipped_and_not_refused() -> None:
     fixed, _ = fixed_model("resnet", (8,))
-    signed = Grid(Format(3), torch.tensor(0.1), torch.tensor(0.0))
-    other = FixedModel(fixed.model, fixed.catalog, {}, {"conv1:input": signed})
-    found = stored_types(other, 21, fallback=False)["conv1:input"]
-    assert (found.type, found.clipped) == ("int8", True)
+    for bits in (3, 8):
+        signed = Grid(Format(bits), torch.tensor(0.1), torch.tensor(0.0))
+        other = FixedModel(fixed.model, fixed.catalog, {}, {"conv1:input": signed})
+        found = stored_types(other, 21, fallback=False)["conv1:input"]
+        assert (found.type, found.lift, found.clipped) == ("uint8", 128, bits == 3)
+        assert found.note
+
+
+def test_signed_activations_before_a_transpose_are_exact_in_onnxruntime() -> None:
+    """Written as int8, onnxruntime 1.32 refuses them: its optimizer mixes up two types."""
+    fixed, _ = fixed_model("vit", (8,))
+    key = "blocks.0.attn.qk_product:key"
+    signed = Grid(Format(4), fixed.activations[key].scale * 16, torch.tensor(0.0))
+    other = FixedModel(fixed.model, fixed.catalog, {}, {key: signed})
+    stored = stored_types(other, 21, fallback=False)
+    raw = onnx_graph.write_graph(onnx_graph.quantized_graph(other, images(1), stored, 21))
+    difference = np.abs(Session(raw).logits(images(5).numpy()) - logits(other, 5).numpy()).max(1)
+    assert np.median(difference) < 1e-5
+    assert difference.max() < 0.01
 
 
 def test_widths_are_held_in_the_next_type_that_onnx_has() -> None:

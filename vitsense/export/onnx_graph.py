@@ -56,6 +56,7 @@ def _fake_quantize(
     bits: int,
     signed: bool,
     held: int,  # noqa: ARG001  only the translation needs it
+    lift: int,  # noqa: ARG001
     site: str,  # noqa: ARG001
 ) -> Tensor:
     steps = torch.tensor(scale, dtype=torch.float32).reshape(list(shape))
@@ -103,6 +104,7 @@ def _translations(opset: int) -> dict[Any, Any]:
         bits: int,
         signed: bool,
         held: int,
+        lift: int,
         site: str,  # noqa: ARG001
     ) -> Any:
         moved = None
@@ -120,9 +122,9 @@ def _translations(opset: int) -> dict[Any, Any]:
             else:
                 x = op.Max(x, op.Constant(value=ir.tensor(low.reshape(shape))))
                 x = op.Min(x, op.Constant(value=ir.tensor(high.reshape(shape))))
-        kind = f"{'int' if signed else 'uint'}{held}"
+        kind = f"{'int' if signed and not lift else 'uint'}{held}"
         step = constant(scale, np.float32, axis)
-        zero = constant(zero_point, getattr(np, kind), axis)
+        zero = constant(np.asarray(zero_point) + lift, getattr(np, kind), axis)
         where = {} if axis is None else {"axis": axis - len(shape)}
         codes = op.QuantizeLinear(x, step, zero, **where)
         found = op.DequantizeLinear(codes, step, zero, **where)
@@ -147,7 +149,7 @@ class _Traced(nn.Module):
         self.model = fixed.model
         self._catalog = fixed.catalog
         self._ranges = {
-            key: _range(key, grid, stored[key].bits) for key, grid in fixed.activations.items()
+            key: _range(key, grid, stored[key]) for key, grid in fixed.activations.items()
         }
         self.names: dict[str, str] = {}
         for number, (key, weight) in enumerate(fixed.weights.items()):
@@ -192,12 +194,13 @@ class _Traced(nn.Module):
         return made
 
 
-def _range(site: str, grid: Grid, held: int) -> tuple[Any, ...]:
+def _range(site: str, grid: Grid, stored: Stored) -> tuple[Any, ...]:
     """A grid as plain values, which tracing takes for constants."""
     scale, zeros = grid.scale.reshape(-1).tolist(), grid.zero_point.reshape(-1).tolist()
     form, shape = grid.format, list(grid.scale.shape)
     shift = [] if grid.shift is None else grid.shift.reshape(-1).tolist()
-    return (scale, [int(z) for z in zeros], shift, shape, form.bits, form.signed, held, site)
+    held = (stored.bits, stored.lift)
+    return (scale, [int(z) for z in zeros], shift, shape, form.bits, form.signed, *held, site)
 
 
 def quantized_graph(

@@ -25,6 +25,13 @@ _ACTIVATIONS = {8: 13, 16: 21}
 cannot load a file in which a Relu stands before a 4-bit QuantizeLinear."""
 
 
+_LIFT = 128
+"""Signed 8-bit codes of activations are written as unsigned ones, this much higher, with a zero
+point this much higher: the same values. onnxruntime (1.32) does that to them itself; but where it
+has put another QuantizeLinear behind a Transpose, it leaves that node's ``output_dtype`` at int8,
+and then refuses its own graph."""
+
+
 class Prefer(Enum):
     """What the types of weights are chosen for; the numbers are the same."""
 
@@ -43,12 +50,14 @@ class Stored:
     bits: int
     """Of the ONNX type."""
     note: str = ""
-    """Where the type is wider than the format, and why."""
+    """Where the type is not the format's own, and why."""
+    lift: int = 0
+    """What is added to the codes and to the zero point, so that signed ones become unsigned."""
 
     @property
     def type(self) -> str:
         """``int4``, as ONNX calls it in lower case."""
-        return f"{'int' if self.format.signed else 'uint'}{self.bits}"
+        return f"{'int' if self.format.signed and not self.lift else 'uint'}{self.bits}"
 
     @property
     def clipped(self) -> bool:
@@ -102,8 +111,10 @@ def _held(form: Format, opset: int, since: Mapping[int, int]) -> int:
 def _stored(site: str, form: Format, opset: int, since: Mapping[int, int]) -> Stored:
     fitting = [bits for bits in sorted(since) if bits >= form.bits]
     held = _held(form, opset, since)
+    lift = _LIFT if since is _ACTIVATIONS and form.signed and held == 8 else 0
     if held == form.bits:
-        return Stored(site=site, format=form, bits=held)
+        note = f"{form.name} is held in uint{held}, codes and zero point {lift} higher" * bool(lift)
+        return Stored(site=site, format=form, bits=held, note=note, lift=lift)
     if held == fitting[0]:
         where = "clipped and held" if since is _ACTIVATIONS else "held"
         note = f"{form.name} is {where} in {held} bits" + " for speed" * (since is _FAST)
@@ -114,7 +125,7 @@ def _stored(site: str, form: Format, opset: int, since: Mapping[int, int]) -> St
         )
     else:
         note = f"{form.name} needs operator set {since[fitting[0]]}"
-    return Stored(site=site, format=form, bits=held, note=note)
+    return Stored(site=site, format=form, bits=held, note=note, lift=lift)
 
 
 def _refuse(
