@@ -20,11 +20,11 @@ from vitsense.plan.plan import Plan
 from vitsense.runfolder import RunFolder
 from vitsense.schemas import SCHEMAS
 
-_SMALL = ["--model", "zoo/glyph_resnet", "--images", "24", "--calibration", "12"]
+_SMALL = ["--model", "zoo/glyph_resnet", "--images", "12", "--calibration", "8"]
 _SMALL += ["--refine", "0"]
 _TINY = ["--model", "zoo/glyph_resnet", "--images", "4", "--calibration", "4", "--bits", "8"]
 _TINY += ["--refine", "0"]
-_ANALYZE = ["analyze", *_SMALL, "--bits", "8,3,2", "--batch-size", "8"]
+_ANALYZE = ["analyze", *_SMALL, "--bits", "8,3,2", "--batch-size", "4"]
 
 
 @pytest.fixture(scope="session")

@@ -272,4 +272,5 @@ def test_a_limit_holds_for_the_second_run(
 ) -> None:
     arguments = (first.path, second.path, "--out", tmp_path / "o", "--format", "md")
     assert outcome(*arguments, "--fail-if-drop", "100", capsys=capsys)[0] == 0
-    assert outcome(*arguments, "--fail-if-drop", "-100", capsys=capsys)[0] == 1
+    assert outcome(*arguments, "--fail-if-drop", "0.01", capsys=capsys)[0] == 1
+    assert outcome(*arguments, "--fail-if-drop", "-1", capsys=capsys)[0] == 2
