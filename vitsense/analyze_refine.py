@@ -83,7 +83,10 @@ def search_of(stage: RefineStage, problem: Problem) -> Search:
     def company(plan: Formats, images: int) -> Company:
         exchanges = neighbours(problem, plan)
         modules = sum(map(bool, exchanges.values()))
-        stage.progress.start(images * (modules + 1), f"{stage.key} exchanges in the plan")
+        stage.progress.start(
+            images * (modules + 1),
+            f"{stage.key} improving the plan: one module exchanged at a time",
+        )
         spans = _spans(0, images)
         _share_exchanges(stage, spans, plan, exchanges)
         _share_plans(stage, spans, [plan])
@@ -92,7 +95,7 @@ def search_of(stage: RefineStage, problem: Problem) -> Search:
 
     def divergence(plans: Sequence[Formats]) -> list[list[float]]:
         images = (stage.images - most) * len(plans)
-        stage.progress.start(images, f"{stage.key} exchanges together")
+        stage.progress.start(images, f"{stage.key} improving the plan: exchanges together")
         spans = _spans(most, stage.images)
         _share_plans(stage, spans, plans)
         return _companions(stage, spans).wholes(plans)

@@ -50,15 +50,32 @@ _COMMON = ("epochs", "lr", "batch", "crops", "seed", "precision", "accumulate")
 @click.option("--eval-images", type=int, help="How many. Default: the run's.")
 @click.option("--recipe", default="demo", help="demo, vvtq, ofq, lsq+, lsq, dampen, freeze, gplq.")
 @click.option(
-    "--set", "changed", multiple=True, metavar="KEY=VALUE", help="Another value of the recipe."
+    "--set",
+    "changed",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Another value of the recipe, as strength=0; an unknown KEY is answered with all of them.",
 )
-@click.option("--epochs", help="Of the recipe.")
-@click.option("--lr", help="Highest learning rate, of the recipe.")
-@click.option("--batch-size", "batch", help="Crops per step over all processes, of the recipe.")
-@click.option("--crops", help="Crops of an image per step, of the recipe.")
-@click.option("--accumulate", help="Parts a step is computed in, of the recipe.")
-@click.option("--precision", help="no, bf16 or fp16, of the recipe.")
-@click.option("--seed", help="Of the recipe.")
+@click.option(
+    "--epochs", metavar="NUMBER", help="Passes over the images. Default: the recipe's (demo: 6)."
+)
+@click.option(
+    "--lr", metavar="NUMBER", help="Highest learning rate. Default: the recipe's (demo: 2e-4)."
+)
+@click.option(
+    "--batch-size",
+    "batch",
+    metavar="NUMBER",
+    help="Crops per step over all processes. Default: the recipe's (demo: 128).",
+)
+@click.option(
+    "--crops", metavar="NUMBER", help="Crops of an image per step. Default: the recipe's."
+)
+@click.option(
+    "--accumulate", metavar="NUMBER", help="Parts a step is computed in. Default: the recipe's."
+)
+@click.option("--precision", metavar="KIND", help="no, bf16 or fp16. Default: the recipe's.")
+@click.option("--seed", metavar="NUMBER", help="Of crops, order and noise. Default: the recipe's.")
 @click.option("--labels", type=_PATH, metavar="FILE", help="A bank of vitsense distill.")
 @click.option("--teacher", metavar="NAME", help="A live teacher. Default: the model itself.")
 @click.option("--teacher-checkpoint", type=_PATH, help="Weights of the teacher.")

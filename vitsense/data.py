@@ -344,6 +344,10 @@ def labelled_for(source: ImageSource, model: LoadedModel) -> bool:
     return source.labelled
 
 
+def _first_of(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join([*names[:most], "..."] if len(names) > most else names)
+
+
 def check_labels(source: ImageSource, num_classes: int, model: str) -> None:
     """Refuse labels the model has no class for.
 
@@ -362,8 +366,8 @@ def check_labels(source: ImageSource, num_classes: int, model: str) -> None:
         and len(source.classes) != num_classes
     ):
         raise UserInputError(
-            f"{source.spec} has {len(source.classes)} classes ({', '.join(source.classes[:3])}, "
-            f"...), but {model} has {num_classes}, so they cannot be matched. Name class folders "
+            f"{source.spec} has {len(source.classes)} classes ({_first_of(source.classes)}), "
+            f"but {model} has {num_classes}, so they cannot be matched. Name class folders "
             "by the model's class index (0, 1, ...), or put the images in one folder with a "
             "labels.csv (file,label)."
         )

@@ -176,7 +176,9 @@ class _Sweep:
         for cell in active:
             by_module.setdefault(cell.module, []).append(cell)
         images = sum(map(len, spans))
-        label = f"sensitivity, {len(active)} cells, images to {after}"
+        widths = {format_of(cell.format).words for cell in active}
+        at = f" at {widths.pop()}" if len(widths) == 1 else ""
+        label = f"sensitivity{at}, {len(active)} cells, images to {after}"
         self.progress.start(images * len(by_module), label)
         try:
             self.meter.measure(spans, self._batch, by_module)
