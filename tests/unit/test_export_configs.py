@@ -106,6 +106,7 @@ def test_torchao_gives_every_linear_layer_its_bits(name: str) -> None:
     assert {layer.path for layer in found.layers} == linear
 
 
+@pytest.mark.filterwarnings("ignore")  # of the tool's own imports
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_modelopt_gives_every_layer_its_bits(name: str) -> None:
     mtq = pytest.importorskip("modelopt.torch.quantization")
@@ -120,6 +121,7 @@ def test_modelopt_gives_every_layer_its_bits(name: str) -> None:
     assert len(enabled) == 2 * len(wanted) == 2 * len(found.layers)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the tool's own imports
 @pytest.mark.parametrize("name", ["vit", "resnet"])
 def test_aimet_gives_every_weight_its_bits(name: str) -> None:
     """Inputs are loaded where AIMET quantizes inputs: elsewhere it quantizes outputs instead."""
