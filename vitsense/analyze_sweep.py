@@ -81,17 +81,21 @@ def _exact(sweep: Sweep) -> list[Measured]:
     )
 
 
-def estimate_cells(sweep: Sweep) -> list[Estimated]:
+def estimate_cells(sweep: Sweep, doubt: NDArray[np.float64] | None = None) -> list[Estimated]:
     """Estimate the divergence of every cell from one pass there and one back.
 
     Several processes share the draws: each estimates its own, and then all add up all of them.
     After the deadline the estimates are of the draws up to there, at least of one batch.
 
+    Args:
+        sweep: Of the model.
+        doubt: Nats to flip of every evaluation image, where they are at hand.
+
     Raises:
         MeasurementError: the model cannot be differentiated, or its logits are not finite.
     """
     kept, team = sweep.kept, sweep.team
-    draws = Draws.by_doubt(_doubts(sweep), sweep.settings.seed)
+    draws = Draws.by_doubt(_doubts(sweep) if doubt is None else doubt, sweep.settings.seed)
     known = dict(kept.estimates())
     sweep.progress.start(len(draws), f"{sweep.key} estimates")
     if team.place.size == 1:
@@ -101,16 +105,8 @@ def estimate_cells(sweep: Sweep) -> list[Estimated]:
     others: dict[Span, Estimates] = {
         span: {} for place, span in enumerate(spans) if place not in mine
     }
-    failed = ""
-    try:
-        _estimate(sweep, draws, others | known, sweep.progress)
-    except MeasurementError as error:
-        failed = str(error)
-    reasons = [reason for reason in team.gather(failed) if reason]
-    if reasons:
-        raise MeasurementError(reasons[0])
+    _shared(sweep, lambda: _estimate(sweep, draws, others | known, sweep.progress))
     kept.other_estimates()
-    sweep.deadline.came = team.any(sweep.deadline.came)
     missing: dict[Span, Estimates] = {span: {} for span in spans}
     return _estimate(sweep, draws, missing | kept.estimates(), NO_PROGRESS)
 
@@ -118,14 +114,15 @@ def estimate_cells(sweep: Sweep) -> list[Estimated]:
 def _fast(sweep: Sweep) -> list[Estimated]:
     """Estimates of every cell; those of narrow formats are checked on a few images."""
     settings, catalog = sweep.settings, sweep.catalog
-    estimated = estimate_cells(sweep)
+    doubt = _doubts(sweep)
+    estimated = estimate_cells(sweep, doubt)
     cells = narrow_cells(catalog, settings.format_names, settings.parts)
     count = images_to_check(passes_of_an_image(catalog, cells), sweep.images)
     if not count or sweep.deadline.came:
         return estimated
     checks = Checks(
         cells=cells,
-        draws=Draws.by_doubt(_doubts(sweep), settings.seed, count=count),
+        draws=Draws.by_doubt(doubt, settings.seed, count=count),
         read=sweep.supply.read,
         largest=sweep.supply.largest,
     )
@@ -179,16 +176,9 @@ def hessian_cells(sweep: Sweep) -> list[Estimated]:
     if team.place.size == 1:
         return _hessian(sweep, spans, None, sweep.progress)
     share = team.run_of([0.0 if span in known else float(len(span)) for span in spans])
-    failed = ""
-    try:
-        _hessian(sweep, spans, {spans[place] for place in share}, sweep.progress)
-    except MeasurementError as error:
-        failed = str(error)
-    reasons = [reason for reason in team.gather(failed) if reason]
-    if reasons:
-        raise MeasurementError(reasons[0])
+    mine = {spans[place] for place in share}
+    _shared(sweep, lambda: _hessian(sweep, spans, mine, sweep.progress))
     kept.other_records()
-    sweep.deadline.came = team.any(sweep.deadline.came)
     return _hessian(sweep, spans, (), NO_PROGRESS)
 
 
@@ -211,6 +201,19 @@ def _hessian(
         deadline=sweep.deadline,
         progress=progress,
     )
+
+
+def _shared(sweep: Sweep, work: Callable[[], object]) -> None:
+    """Do this process's share: what refuses one process refuses all, and time ends for all."""
+    failed = ""
+    try:
+        work()
+    except MeasurementError as error:
+        failed = str(error)
+    reasons = [reason for reason in sweep.team.gather(failed) if reason]
+    if reasons:
+        raise MeasurementError(reasons[0])
+    sweep.deadline.came = sweep.team.any(sweep.deadline.came)
 
 
 def _doubts(sweep: Sweep) -> NDArray[np.float64]:

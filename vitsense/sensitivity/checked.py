@@ -223,7 +223,7 @@ def said_of(estimated: Sequence[object]) -> str:
     seen: dict[str, Checked] = {}
     for one in estimated:
         if isinstance(one, Estimated) and one.checked is not None:
-            seen.setdefault(f"{one.cell.format}", one.checked)
+            seen.setdefault(one.cell.format, one.checked)
     if not seen:
         return ""
     parts = [
