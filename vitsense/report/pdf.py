@@ -131,7 +131,7 @@ def _alone(model: ModelReport) -> list[dict[str, object]]:
 
 def _cause_words(cause: Cause) -> str:
     about = f"{cause.cause} ({cause.evidence})" if cause.evidence else cause.cause
-    return f"{about}. Tried: {cause.remedy}" if cause.remedy else about
+    return f"{about}. Remedy: {cause.remedy}" if cause.remedy else about
 
 
 def format_words(label: str) -> str:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MOST = 40
 """Rows of one table; the groups with the largest divergence are shown."""
 
+NOT_MEASURED = "not measured"
+
 _PARTS = {
     Part.BOTH.value: "",
     Part.WEIGHTS.value: ", weights only",
@@ -80,6 +82,7 @@ def _table(
     everything = (
         "everything", "", "", _loss(whole), _divergence(whole), _DASH, _DASH, _DASH
     )  # fmt: skip
+    reasons = dict.fromkeys(str(row["reason"]) for row in cells.values() if not _measured(row))
     return Table(
         title=title,
         head=(
@@ -98,6 +101,7 @@ def _table(
             "much alone and gives much back when it is spared is sensitive in both senses; where "
             "the two disagree, other groups make up for it or make it worse. Recoveries in "
             "parentheses are not distinguishable from zero."
+            + "".join(f" {NOT_MEASURED.capitalize()}: {reason}." for reason in reasons)
         ),
         marked=(0,),
     )
@@ -125,7 +129,7 @@ def _measured(row: Mapping[str, Any] | None) -> bool:
 
 def _loss(row: Mapping[str, Any] | None) -> str:
     if row is None or not _measured(row):
-        return _DASH if row is None else str(row["reason"])
+        return _DASH if row is None else NOT_MEASURED
     value, low, high = loss_of(row)
     return f"{number(value)} ({span(low, high)})"
 
