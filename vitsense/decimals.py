@@ -20,17 +20,33 @@ def span(low: float, high: float, digits: int = 1) -> str:
     return f"{number(low, digits)} to {number(high, digits)}"
 
 
-def short(value: float) -> str:
-    """Two significant digits, for quantities over many magnitudes."""
+def difference(value: float, low: float, high: float, *, digits: int = 1) -> str:
+    """``0.56 (−0.71 to 1.82)``: a difference with its interval.
+
+    It is computed before rounding and has one decimal more than the two numbers that it comes from,
+    which stand beside it: of 1.2 and 0.7, rounded to a tenth, ``0.6`` would look wrong and ``0.5``
+    would be wrong, where 0.56 is the difference.
+
+    Args:
+        value: The difference.
+        low: The lower end of its interval.
+        high: The upper end.
+        digits: Decimals of the two numbers.
+    """
+    return f"{number(value, digits + 1)} ({span(low, high, digits + 1)})"
+
+
+def short(value: float, digits: int = 2) -> str:
+    """Significant digits, two unless told, for quantities over many magnitudes."""
     if not math.isfinite(value):
         return "infinite" if value > 0 else "unknown"
     if value == 0:
         return "0"
     magnitude = math.floor(math.log10(abs(value)))
     if magnitude < -4 or magnitude >= 6:
-        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
         return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
-    return number(value, max(1 - magnitude, 0))
+    return number(value, max(digits - 1 - magnitude, 0))
 
 
 def short_span(value: float, low: float, high: float) -> str:

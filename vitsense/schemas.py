@@ -224,22 +224,24 @@ SCHEMAS: dict[str, dict[str, str]] = {
 }
 """Table name -> column -> pandas dtype; files are ``<name>.csv``."""
 
-TENSOR_STATISTICS = (
-    "variance",
-    "kurtosis",
-    "outliers_3",
-    "outliers_4",
-    "outliers_6",
-    "sdam",
-    "channel_max_to_median",
-)
+_TENSOR_WORDS = {
+    "variance": "variance of {}",
+    "kurtosis": "excess kurtosis of {}",
+    "outliers_3": "share of {} beyond 3σ",
+    "outliers_4": "share of {} beyond 4σ",
+    "outliers_6": "share of {} beyond 6σ",
+    "sdam": "SDAM of {}",
+    "channel_max_to_median": "largest over median channel of {}",
+}
+
+TENSOR_STATISTICS = tuple(_TENSOR_WORDS)
 """Columns of ``statistics.csv`` whose rank correlation with sensitivity is looked at."""
 
 STATISTIC_WORDS = {
-    **{f"weight_{name}": f"weight {name.replace('_', ' ')}" for name in TENSOR_STATISTICS},
-    **{f"activation_{name}": f"activation {name.replace('_', ' ')}" for name in TENSOR_STATISTICS},
-    "weight_sqnr_db": "weight SQNR at the width",
-    "activation_sqnr_db": "activation SQNR at the width",
+    **{f"weight_{name}": words.format("weights") for name, words in _TENSOR_WORDS.items()},
+    **{f"activation_{name}": words.format("activations") for name, words in _TENSOR_WORDS.items()},
+    "weight_sqnr_db": "signal to rounding noise of weights",
+    "activation_sqnr_db": "signal to rounding noise of activations",
     "fisher_kl": "Fisher estimate",
     "hessian_kl": "Hessian trace times rounding error (HAWQ-V2)",
     "hessian_trace": "mean Hessian trace of the weight",

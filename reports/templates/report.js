@@ -61,8 +61,12 @@
     control.textContent = "CSV";
     control.setAttribute("aria-label", "Download as CSV: " + table.parentNode.getAttribute("aria-label"));
     control.addEventListener("click", function () {
-      var lines = Array.from(table.rows).map(function (row) {
-        return Array.from(row.cells).map(function (cell) { return cellText(cell.textContent.trim()); }).join(",");
+      // the name of a group of rows is a column of its own
+      var first = table.querySelector(".group") ? ["Model"] : [], lines = [];
+      Array.from(table.rows).forEach(function (row) {
+        var cells = Array.from(row.cells).map(function (cell) { return cell.textContent.trim().replace(/\u00a0/g, " "); });
+        if (row.className === "group") { first = cells; return; }
+        lines.push(first.concat(cells).map(cellText).join(","));
       });
       save(lines.join("\n") + "\n", "table.csv", "text/csv");
     });
@@ -77,6 +81,7 @@
     var heads = Array.from(table.tHead.rows[0].cells);
     var columns = heads.map(function (head, i) { return head.dataset.b ? i : -1; }).filter(function (i) { return i >= 0; });
     function moduleOf(row) { return row.cells[0].textContent; }
+    function roleOf(row) { return model.roles[row.cells[1].textContent]; }
     function indexOf(row) { return row.id.split("-").pop(); }
     function sheet(row) { return byId("m" + number + "-" + indexOf(row)); }
     function details(row, column) {
@@ -190,7 +195,7 @@
         if (row.hidden) { return; }
         columns.forEach(function (column) {
           var cells = details(row, column);
-          lines.push([moduleOf(row), row.cells[1].textContent, row.dataset.k || "", bitsOf(row), heads[column].dataset.b]
+          lines.push([moduleOf(row), roleOf(row), row.dataset.k || "", bitsOf(row), heads[column].dataset.b]
             .concat(numbers(cells[0]), numbers(cells[1] || "")).map(cellText).join(","));
         });
       });
@@ -247,6 +252,17 @@
       }
       if (next) { event.preventDefault(); go(next); }
     });
+
+    // the recommended plan is in the page as gzip; who cannot unpack it here takes it packed
+    var taken = section.querySelector(".plan");
+    if (taken && window.DecompressionStream) {
+      taken.addEventListener("click", function (event) {
+        var raw = Uint8Array.from(atob(taken.href.split(",")[1]), function (c) { return c.charCodeAt(0); });
+        var packed = new Blob([raw]).stream().pipeThrough(new DecompressionStream("gzip"));
+        event.preventDefault();
+        new Response(packed).text().then(function (text) { save(text, taken.dataset.name, "application/json"); });
+      });
+    }
 
     // what if: the bits of a precomputed point of the front
     var box = section.querySelector(".whatif");
@@ -308,24 +324,20 @@
       }
       // the very bytes that vitsense plan --point writes
       function reason(i) {
-        var own = format(picked, i)[3], table = writer.nats[i], at = writer.words[own][1], below = table[own][1];
+        var own = format(picked, i)[3], costs = writer.nats[i].split(" "), at = writer.words[own][1], below = writer.below[writer.kind[i]][own];
         function fill(text, values) { return text.replace(/\{(\w+)\}/g, function (_, key) { return values[key]; }); }
-        var cost = fill(data.reasons.cost, { kl: table[own][0], at: at, share: picked.shares.charCodeAt(i) - 48 });
+        var cost = fill(data.reasons.cost, { kl: costs[own], at: at, share: picked.shares.charCodeAt(i) - 48 });
         if (writer.pinned.indexOf(i) >= 0) { return fill(data.reasons.pinned, { at: at, cost: cost }); }
         if (below < 0) { return fill(data.reasons.narrowest, { cost: cost }); }
-        return fill(data.reasons.below, { cost: cost, below: writer.words[below][1], next: table[below][0] });
+        return fill(data.reasons.below, { cost: cost, below: writer.words[below][1], next: costs[below] });
       }
       function plan() {
-        if (!picked) {
-          var raw = atob(link.href.split(",")[1]);
-          return new TextDecoder().decode(Uint8Array.from(raw, function (c) { return c.charCodeAt(0); }));
-        }
         var modules = [];
         rows.forEach(function (row, i) {
           var form = format(picked, i);
           if (!form) { return; }
           modules.push({
-            name: moduleOf(row), bits: form[0], role: row.cells[1].textContent, weight: form[1], activation: form[2],
+            name: moduleOf(row), bits: form[0], role: roleOf(row), weight: form[1], activation: form[2],
             pinned: writer.pinned.indexOf(i) >= 0, reason: reason(i)
           });
         });
@@ -335,7 +347,9 @@
       slider.addEventListener("input", function () { choose(Number(slider.value)); keep("plan" + number, slider.value); });
       box.querySelector(".reset").addEventListener("click", reset);
       box.querySelector(".save").hidden = !writer;
-      box.querySelector(".save").addEventListener("click", function () { save(plan(), link.download, "application/json"); });
+      box.querySelector(".save").addEventListener("click", function () {
+        if (picked) { save(plan(), link.dataset.name, "application/json"); } else { link.click(); }
+      });
       return function (at) { if (front[at]) { choose(at); } else { reset(); } };
     }
 

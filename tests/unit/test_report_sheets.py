@@ -93,7 +93,7 @@ def test_channels_that_stand_out_are_named(model: ModelReport) -> None:
 
 
 def test_heads_are_compared_where_there_are_heads(model: ModelReport) -> None:
-    product = next(row for row in model.rows if row.role == "qk_product")
+    product = next(row for row in model.rows if row.role == "qk product")
     words = product.sheet.tensors[0].heads
     assert words == "variance by head from 1.0 (head 0) to 4.0 (head 2), 4.0 times"
     assert tensor_of(model, model.rows[0].name, "weight").heads == ""

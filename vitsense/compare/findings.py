@@ -13,6 +13,7 @@ from vitsense.compare.finding import Finding
 from vitsense.compare.groups import additivity_finding, group_findings
 from vitsense.compare.harder import harder
 from vitsense.compare.tables import Comparison
+from vitsense.decimals import short
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -192,8 +193,8 @@ def _pair(first: str, second: str, comparison: Comparison) -> list[Finding]:
                 key=f"{first}-{second}-{key}",
                 headline=f"{first} against {second}: {_pair_words(name, value, low, high)}",
                 sentence=(
-                    f"{where}{words} is {left:.3g} against {right:.3g}, a ratio of {value:.2f} "
-                    f"({low:.2f} to {high:.2f} over resampled modules)."
+                    f"{where}{words} is {short(left, 3)} against {short(right, 3)}, a ratio of "
+                    f"{value:.2f} ({low:.2f} to {high:.2f} over resampled modules)."
                 ),
                 value=value,
                 low=low,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitsense.compare.change import ratio
 from vitsense.compare.finding import Finding
-from vitsense.decimals import short_span
+from vitsense.compare.plan_names import plan_name
+from vitsense.decimals import difference, short_span
 from vitsense.formats import format_of
 from vitsense.sensitivity.interval import Interval
 from vitsense.settings import Direction, Part
@@ -26,6 +27,11 @@ PAPER_GROUPS = (("mhsa", "ffn"), ("q", "k", "v"))
 def group_label(name: str) -> str:
     """A group's name as readers know it; roles other than the paper's in plain words."""
     return _LABELS.get(name, name.replace("_", " ") if name.islower() and "." not in name else name)
+
+
+def role_label(name: str) -> str:
+    """A role's name where there is little room: ``FFN``, ``Q``, ``qk product``."""
+    return name.upper() if name in _LABELS else group_label(name)
 
 
 def shown_part(frame: pd.DataFrame) -> pd.DataFrame:
@@ -119,8 +125,7 @@ def _spared(model: str, form: str, rows: _Rows, whole: Mapping[str, Any]) -> Fin
     certain = float(first["recovery_kl_low"]) > float(second["recovery_kl_high"])
     parts = "; ".join(
         f"sparing {group_label(name)} ({int(rows[name]['params']):,} weights) gives back "
-        f"{_number(rows[name]['recovery'], '.1f')} points "
-        f"({_ends(rows[name], 'recovery', '.1f')}), divergence "
+        f"{_recovered(rows[name])} points, divergence "
         f"{_span(rows[name], 'recovery_kl')} nats"
         for name in order
     )
@@ -133,6 +138,10 @@ def _spared(model: str, form: str, rows: _Rows, whole: Mapping[str, Any]) -> Fin
         low=float(first["recovery_kl_low"]) - float(second["recovery_kl_high"]),
         high=float(first["recovery_kl_high"]) - float(second["recovery_kl_low"]),
     )
+
+
+def _recovered(row: Mapping[str, Any]) -> str:
+    return difference(*(float(row[f"recovery{end}"]) for end in ("", "_low", "_high")))
 
 
 def _headline(model: str, form: str, order: Sequence[str], certain: bool, what: str) -> str:
@@ -186,14 +195,23 @@ def additivity_finding(model: str, additivity: pd.DataFrame) -> list[Finding]:
             sentence=(
                 f"Over {len(rows)} measured plans, the divergence of the whole is {middle:.2f} "
                 f"times the sum of its modules' at the median, from {_ratio(least)} for "
-                f"{least['plan']} to {_ratio(most)} for {most['plan']}. With its whole interval, "
-                f"the ratio is above 1 for {under} and below 1 for {over}."
+                f"{plan_name(str(least['plan']))} to {_ratio(most)} for "
+                f"{plan_name(str(most['plan']))}. {_certain(under, over)}"
             ),
             value=middle,
             low=float(least["ratio"]),
             high=float(most["ratio"]),
         )
     ]
+
+
+def _certain(above: int, below: int) -> str:
+    """How many ratios are certain to be above, or below, 1."""
+    if not above and not below:
+        return "No plan's whole interval is above 1 or below 1."
+    counts = [(above, "above"), (below, "below")]
+    said = [f"{side} 1 for {count}" for count, side in counts if count]
+    return f"With its whole interval, the ratio is {' and '.join(said)} of them."
 
 
 def _ratio(row: Mapping[str, Any]) -> str:

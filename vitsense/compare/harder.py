@@ -10,7 +10,8 @@ from vitsense.compare.change import difference, ratio
 from vitsense.compare.finding import Finding
 from vitsense.compare.groups import group_label
 from vitsense.compare.tables import Comparison
-from vitsense.decimals import MINUS, number, short_span, span
+from vitsense.decimals import difference as difference_words
+from vitsense.decimals import number, short_span, span
 from vitsense.sensitivity.interval import Interval
 
 if TYPE_CHECKING:
@@ -81,8 +82,6 @@ def _of_losses(
         f"{number(x.value)} points ({span(x.low, x.high)}) for {key}"
         for x, key in zip(losses, (first, second), strict=True)
     )
-    sign = "more" if change.value >= 0 else "less"
-    ends = span(change.low, change.high).replace("-", MINUS)
     head = (
         f"Whether {first} or {second} is harder to quantize to {words} cannot be told by accuracy"
     )
@@ -90,8 +89,8 @@ def _of_losses(
         harder_one, other = (first, second) if change.value > 0 else (second, first)
         head = f"{harder_one} is harder to quantize to {words} than {other}"
     return (
-        f"Everything at {words}: {what} {said}: {number(abs(change.value))} points {sign} "
-        f"(difference {ends}); ",
+        f"Everything at {words}: {what} {said}, a difference of "
+        f"{difference_words(change.value, change.low, change.high)}; ",
         head,
     )
 

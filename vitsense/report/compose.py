@@ -10,6 +10,7 @@ from vitsense.compare import compare_models, findings
 from vitsense.compare.groups import group_label
 from vitsense.formats import Family, format_of
 from vitsense.report.chapters import run_chapters
+from vitsense.report.chapters.unfinished import COMPLETE, completing_command, ended_early
 from vitsense.report.compose_model import compose_model
 from vitsense.report.document import Document, Profile
 from vitsense.report.formatters import count, known, percent, short
@@ -51,7 +52,7 @@ def compose(run: RunFolder) -> Document:
         findings=_findings(comparison, tables, families) if comparison else (),
         profiles=_profiles(comparison, families) if comparison else (),
         roles=_roles(comparison) if comparison else (),
-        method=_method(record),
+        method=(*_method(record), *_completing(source)),
         commands=tuple(shlex.join(command) for command in record.get("commands", ())),
         files=_FILES,
         words=_WORDS,
@@ -236,6 +237,11 @@ def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ("Time", f"{seconds:.0f} s on {machine['processors']} processors ({machine['machine']})"),
         ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items() if v != "not installed")),
     )
+
+
+def _completing(source: Source) -> tuple[tuple[str, str], ...]:
+    """The command that continues a run that is not complete."""
+    return ((COMPLETE, completing_command(source)),) if ended_early(source) else ()
 
 
 _FILES = (

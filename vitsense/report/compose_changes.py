@@ -8,12 +8,13 @@ from typing import Any
 
 import pandas as pd
 
+from vitsense.compare.groups import role_label
+from vitsense.compare.plan_names import plan_name
 from vitsense.compare.run_settings import Setting
 from vitsense.compare.runs import RunChanges
 from vitsense.formats import NumberFormat, format_of
 from vitsense.report.compose_run_verdict import Formats, ratio_words, signed
 from vitsense.report.formatters import known, number, short_span, span
-from vitsense.report.plan_names import plan_name
 from vitsense.report.runs_document import STEPS, ChangeCell, ChangeRow, ChangeTable
 from vitsense.report.section import Block, Chart, Section, Series, Shape, Table, Words
 from vitsense.sensitivity.interval import Interval
@@ -77,7 +78,7 @@ def _matrix(changes: RunChanges, formats: Formats, *, same_images: bool) -> Sect
         ChangeRow(
             index=int(row["index"]),
             name=row["module"],
-            role=row["role"],
+            role=role_label(row["role"]),
             bits=_moved(*(plan.get(row["module"]) for plan in formats)),
             cells=tuple(_cell(cells.get((row["module"], form.name))) for form in forms),
         )

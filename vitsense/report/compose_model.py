@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vitsense.compare.groups import role_label
+from vitsense.compare.plan_names import plan_name
 from vitsense.formats import NumberFormat, format_of
 from vitsense.plan.plan import Plan
 from vitsense.report.chapters import model_chapters
@@ -29,7 +31,6 @@ from vitsense.report.formatters import (
     span,
     spelled,
 )
-from vitsense.report.plan_names import plan_name
 from vitsense.report.sheet import Sheet
 from vitsense.report.source import Source
 from vitsense.verdict import worst_modules
@@ -80,6 +81,7 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         columns=tuple((form.label, form.bits) for form in forms),
         by_divergence=by_divergence,
         rows=tuple(_with_divergence(row) for row in rows) if by_divergence else tuple(rows),
+        roles=tuple((role_label(name), name) for name in dict.fromkeys(mine["modules"]["role"])),
         worst=_worst(mine["modules"], sensitivity),
         plans=tuple(_plan_row(row) for row in joint.to_dict("records")),
         front=front,
@@ -162,7 +164,7 @@ def _rows(
             ModuleRow(
                 index=int(row["index"]),
                 name=name,
-                role=row["role"],
+                role=role_label(row["role"]),
                 block=row["block"] or row["stage"],
                 params=count(int(row["params"])) if row["params"] else "none",
                 bits=chosen.bits if chosen else 0,

@@ -68,8 +68,8 @@ def _points_card(label: str, change: Change, *, up_is_good: bool) -> Card:
     )
 
 
-def signed(value: float, digits: int = 1) -> str:
-    """A change with its sign: ``+0.4``."""
+def signed(value: float, digits: int = 2) -> str:
+    """A change with its sign, ``+0.42``; one decimal more than points have, see `difference`."""
     text = number(value, digits)
     return f"+{text}" if value > 0 and float(f"{value:.{digits}f}") != 0 else text
 

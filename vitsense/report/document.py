@@ -164,6 +164,8 @@ class ModelReport:
     columns: tuple[tuple[str, int], ...]
     """Label and bits of every format, wide to narrow."""
     rows: tuple[ModuleRow, ...]
+    roles: tuple[tuple[str, str], ...]
+    """Roles as they are shown, and as plan files have them."""
     worst: tuple[int, ...]
     """Places in ``rows`` of the most sensitive modules, the worst first."""
     plans: tuple[PlanRow, ...]

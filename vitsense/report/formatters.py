@@ -8,11 +8,11 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from vitsense.decimals import MINUS, number, short, short_span, span
+from vitsense.decimals import MINUS, difference, number, short, short_span, span
 
 __all__ = [
-    "MINUS", "count", "known", "loss_of", "number", "percent", "short",
-    "short_span", "span", "spelled", "visible",
+    "MINUS", "count", "difference", "known", "loss_of", "number", "percent", "short",
+    "short_span", "signs", "span", "spelled", "visible",
 ]  # fmt: skip
 
 ZWJ = "\u200d"  # holds the parts of an emoji together
@@ -32,6 +32,11 @@ def visible(text: str) -> str:
 def spelled(text: str) -> str:
     """Numbers of a plan's file, ``1.4e-05``, as the report writes them, ``1.4e−5``."""
     return re.sub(r"(\d)e-0*(?=\d)", rf"\1e{MINUS}", text)
+
+
+def signs(text: str) -> str:
+    """Minus signs of numbers in a text, ``from -0.17``, as the report writes them."""
+    return re.sub(r"(?<![\w.-])-(?=\d)", MINUS, text)
 
 
 def count(value: int) -> str:

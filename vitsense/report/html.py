@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -10,12 +11,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from vitsense.plan.make import REASONS
 from vitsense.report.compose_model import LEVELS, heat_level
-from vitsense.report.document import Document, ModelReport
+from vitsense.report.document import Document, ModelReport, PlanWriter
 from vitsense.report.drawing import Picture, cividis, diverging
 from vitsense.report.formatters import number, span
 from vitsense.report.inline import classes_for, inline
@@ -43,7 +45,8 @@ def _environment() -> Any:
     )
     environment.filters |= {
         "breakable": breakable,
-        "nowrap": nowrap,
+        "by_first": by_first,
+        "together": together,
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
     }
     return environment
@@ -57,9 +60,17 @@ def breakable(name: str) -> Any:
     return Markup(broken)  # noqa: S704  escaped above, and only <wbr> was added
 
 
-def nowrap(text: str) -> str:
-    """The text with spaces that do not break."""
-    return text.replace(" ", "\u00a0")
+def by_first(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, list[tuple[str, ...]]]]:
+    """Rows that follow each other and have the same first cell, together with that cell."""
+    return [(first, list(those)) for first, those in groupby(rows, key=lambda row: row[0])]
+
+
+_INTERVAL = re.compile(r"\([^() ]+ to [^() ]+\)")
+
+
+def together(text: str) -> str:
+    """The text with intervals, ``(0.4 to 2.0)``, that no line ends within."""
+    return _INTERVAL.sub(lambda found: found[0].replace(" ", "\u00a0"), text)
 
 
 def render_html(document: Document, pictures: dict[str, Picture]) -> str:
@@ -78,7 +89,7 @@ def render_html(document: Document, pictures: dict[str, Picture]) -> str:
         drawn=[_drawn(model, len(document.models)) for model in document.models],
         scale=scale_labels(),
         small=(WIDTH, HEIGHT, RUNG, SPARK_HEIGHT),
-        download=_data_url,
+        packed=_packed_url,
         quoted=shlex.quote,
     )
 
@@ -192,7 +203,21 @@ def _front_data(model: ModelReport) -> dict[str, Any]:
             numbers = (p.avg_bits, p.size_mb, p.bitops_g, p.drop, p.low, p.high)
             values += (p.labels, numbers)
         front.append(values)
-    return {"front": front, "writer": None if model.writer is None else asdict(model.writer)}
+    return {"front": front, "roles": dict(model.roles), "writer": _writer(model.writer)}
+
+
+def _writer(writer: PlanWriter | None) -> dict[str, Any] | None:
+    """The writer with its table of divergences as a line for every module.
+
+    The places of the next narrower formats are the same for nearly all modules: they are kept once
+    for each kind of row, and a module says which.
+    """
+    if writer is None:
+        return None
+    kinds = list(dict.fromkeys(tuple(below for _, below in row) for row in writer.nats))
+    nats = [" ".join(value for value, _ in row) for row in writer.nats]
+    kind = [kinds.index(tuple(below for _, below in row)) for row in writer.nats]
+    return {**asdict(writer), "nats": nats, "below": kinds, "kind": kind}
 
 
 _CELLS = "td|th|tr|li|dt|dd|option"
@@ -227,5 +252,7 @@ def embedded(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _data_url(text: str, kind: str = "application/json") -> str:
-    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}"
+def _packed_url(text: str) -> str:
+    """The text as a gzip file in an address: an eighth of it unpacked. It carries no time."""
+    packed = gzip.compress(text.encode(), mtime=0)
+    return f"data:application/gzip;base64,{base64.b64encode(packed).decode()}"

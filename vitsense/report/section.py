@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -48,11 +48,31 @@ class Table:
     """How to read it."""
     marked: tuple[int, ...] = ()
     """Rows that stand out, such as the recommended plan."""
+    code: bool = False
+    """Whether the first column holds names of the model's code: modules, tensors, blocks."""
     kind: str = "table"
 
     def __post_init__(self) -> None:
         """Every row has a cell for every column."""
         assert all(len(row) == len(self.head) for row in self.rows), self.title
+
+
+NOTHING = frozenset({"", "\N{EN DASH}"})
+"""What a cell shows that has nothing to show."""
+
+
+def without_dashes(table: Table) -> Table:
+    """The table without columns that have nothing to show in any row."""
+    kept = [
+        k
+        for k in range(len(table.head))
+        if k == 0 or any(row[k] not in NOTHING for row in table.rows)
+    ]
+    return replace(
+        table,
+        head=tuple(table.head[k] for k in kept),
+        rows=tuple(tuple(row[k] for k in kept) for row in table.rows),
+    )
 
 
 class Shape(str, Enum):

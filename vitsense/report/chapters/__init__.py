@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vitsense.report.chapters.additivity import additivity_chapter
+from vitsense.report.chapters.causes import causes
 from vitsense.report.chapters.deployment import deployment
-from vitsense.report.chapters.explained import causes, predictors
 from vitsense.report.chapters.groups import groups_chapter
+from vitsense.report.chapters.predictors import predictors
 from vitsense.report.chapters.refinement import refinement_chapter
 from vitsense.report.chapters.training import training
 from vitsense.report.section import Section

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from vitsense.compare.groups import additivity_finding
+from vitsense.compare.plan_names import plan_name
 from vitsense.report.formatters import number, short_span, span
-from vitsense.report.plan_names import plan_name
 from vitsense.report.section import Finding, Section, Table
 
 if TYPE_CHECKING:

@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from vitsense.compare.groups import group_label
 from vitsense.formats import format_of
-from vitsense.report.formatters import count, known, loss_of, number, short_span, span
-from vitsense.report.section import Section, Table, Words
+from vitsense.report.chapters.unfinished import completing, ended_early
+from vitsense.report.formatters import (
+    count,
+    difference,
+    known,
+    loss_of,
+    number,
+    short_span,
+    span,
+    visible,
+)
+from vitsense.report.section import Section, Table, Words, without_dashes
 from vitsense.settings import By, Direction, Part
 
 if TYPE_CHECKING:
@@ -18,8 +28,6 @@ if TYPE_CHECKING:
 
 MOST = 40
 """Rows of one table; the groups with the largest divergence are shown."""
-
-NOT_MEASURED = "not measured"
 
 _PARTS = {
     Part.BOTH.value: "",
@@ -34,15 +42,19 @@ _WORDS = {
     By.MODULE.value: "module",
     By.SITE.value: "tensor",
 }
+_CODE = frozenset({By.BLOCK.value, By.STAGE.value, By.MODULE.value, By.SITE.value, By.HEAD.value})
+"""Groupings whose groups are named after the model's code."""
+
 _DASH = "\u2013"
+_NAMED = 6  # groups that are named in a sentence
 
 
 def groups_chapter(source: Source, model: str) -> Section | None:
-    """One table for every grouping, format and part; None where no group was measured."""
+    """One table for every grouping, format and part; None where no group was asked for."""
     frame = source.table("groups", model)
     if frame.empty:
         return None
-    loss = "drop of top-1" if source.labelled(model) else "loss of agreement"
+    loss = "drop (points)" if source.labelled(model) else "loss of agreement (points)"
     blocks: list[Words | Table] = [
         Words(
             text=(
@@ -54,17 +66,53 @@ def groups_chapter(source: Source, model: str) -> Section | None:
     ]
     whole = frame[frame["by"] == "model"].set_index(["format", "part"])
     groups = frame[frame["by"] != "model"]
-    for (by, form, part), rows in groups.groupby(["by", "format", "part"], sort=False):
+    measured = groups[groups["status"] == "measured"]
+    reading = _READING
+    for (by, form, part), rows in measured.groupby(["by", "format", "part"], sort=False):
         everything = whole.loc[(form, part)]
-        blocks.append(_table(str(by), str(form), str(part), rows, everything, loss))
+        blocks.append(_table((str(by), str(form), str(part)), rows, everything, loss, reading))
+        reading = "As in the table above."
+    blocks += _unmeasured(source, groups[groups["status"] != "measured"])
     return Section(key="groups", title="Groups: alone, and spared", blocks=tuple(blocks))
 
 
+_READING = (
+    "Points and nats with 95 % intervals, paired on the same images. A group that costs much alone "
+    "and gives much back when it is spared is sensitive in both senses; where the two disagree, "
+    "other groups make up for it or make it worse. A recovery whose interval holds 0 is not "
+    "distinguishable from zero. Recoveries are differences, computed before rounding, and have one "
+    "decimal more."
+)
+
+
+def _unmeasured(source: Source, rows: pd.DataFrame) -> list[Words]:
+    """The groups without a measurement, by reason, so that no cell has to say it."""
+    found = []
+    for reason, those in rows.groupby("reason", sort=False):
+        names = [
+            f"{group_label(str(row['group']))} at {format_of(str(row['format'])).words} "
+            f"({'alone' if row['direction'] == Direction.ALONE.value else 'spared'})"
+            for row in those.to_dict("records")
+        ]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        listed = visible(", ".join(names[:_NAMED]))
+        said = f"{len(names)} measurements of groups are missing ({listed}{more})"
+        text = f"{said}: {reason}."
+        if "time budget" in str(reason) and ended_early(source):
+            text = completing(source, said).text
+        found.append(Words(text=text))
+    return found
+
+
 def _table(
-    by: str, form: str, part: str, rows: pd.DataFrame, whole: Mapping[str, Any], loss: str
+    what: tuple[str, str, str],
+    rows: pd.DataFrame,
+    whole: Mapping[str, Any],
+    loss: str,
+    reading: str,
 ) -> Table:
-    words = format_of(form).words
-    title = f"By {_WORDS[by]} at {words}{_PARTS[part]}"
+    by, form, part = what
+    title = f"By {_WORDS[by]} at {format_of(form).words}{_PARTS[part]}"
     names = list(dict.fromkeys(rows["group"]))
     if len(names) > MOST:
         largest = rows.groupby("group")["kl"].max().sort_values(ascending=False, kind="stable")
@@ -80,30 +128,33 @@ def _table(
         for name in names
     ]
     everything = (
-        "everything", "", "", _loss(whole), _divergence(whole), _DASH, _DASH, _DASH
-    )  # fmt: skip
-    reasons = dict.fromkeys(str(row["reason"]) for row in cells.values() if not _measured(row))
-    return Table(
-        title=title,
-        head=(
-            "Group",
-            "Modules",
-            "Weights",
-            f"Only this: {loss}",
-            "Only this: divergence (nats)",
-            f"All but this: {loss}",
-            "Recovery (points)",
-            "Recovery (nats)",
-        ),
-        rows=(everything, *body),
-        reading=(
-            "Points and nats with 95 % intervals, paired on the same images. A group that costs "
-            "much alone and gives much back when it is spared is sensitive in both senses; where "
-            "the two disagree, other groups make up for it or make it worse. Recoveries in "
-            "parentheses are not distinguishable from zero."
-            + "".join(f" {NOT_MEASURED.capitalize()}: {reason}." for reason in reasons)
-        ),
-        marked=(0,),
+        "everything",
+        str(whole["members"]),
+        count(int(whole["params"])),
+        _loss(whole),
+        _divergence(whole),
+        _DASH,
+        _DASH,
+        _DASH,
+    )
+    return without_dashes(
+        Table(
+            title=title,
+            head=(
+                "Group",
+                "Modules",
+                "Weights",
+                f"Only this: {loss}",
+                "Only this: divergence (nats)",
+                f"All but this: {loss}",
+                "Recovery (points)",
+                "Recovery (nats)",
+            ),
+            rows=(everything, *body),
+            reading=reading,
+            marked=(0,),
+            code=by in _CODE,
+        )
     )
 
 
@@ -129,7 +180,7 @@ def _measured(row: Mapping[str, Any] | None) -> bool:
 
 def _loss(row: Mapping[str, Any] | None) -> str:
     if row is None or not _measured(row):
-        return _DASH if row is None else NOT_MEASURED
+        return _DASH
     value, low, high = loss_of(row)
     return f"{number(value)} ({span(low, high)})"
 
@@ -143,8 +194,6 @@ def _divergence(row: Mapping[str, Any] | None) -> str:
 def _recovery(row: Mapping[str, Any] | None) -> tuple[str, str]:
     if row is None or not _measured(row) or not known(row["recovery_kl"]):
         return _DASH, _DASH
-    points = f"{number(row['recovery'])} ({span(row['recovery_low'], row['recovery_high'])})"
-    nats = short_span(*(float(row[f"recovery_kl{end}"]) for end in ("", "_low", "_high")))
-    if not bool(row["recovery_distinguishable"]):
-        points = f"({points})"
-    return points, nats
+    ends = ("", "_low", "_high")
+    points = difference(*(float(row[f"recovery{end}"]) for end in ends))
+    return points, short_span(*(float(row[f"recovery_kl{end}"]) for end in ends))

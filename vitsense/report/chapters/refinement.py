@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vitsense.compare.plan_names import plan_name
+from vitsense.report.chapters.unfinished import completing, ended_early
 from vitsense.report.formatters import loss_of, number, short, span
-from vitsense.report.plan_names import plan_name
 from vitsense.report.section import Finding, Section, Table, Words
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from vitsense.report.source import Source
+
+_TITLE = "Can the plan be improved as a whole?"
 
 _WAY = (
     "The solver adds up what single modules cost in an otherwise full-precision model. Rounding "
@@ -23,11 +27,17 @@ _WAY = (
 
 
 def refinement_chapter(source: Source, model: str) -> Section | None:
-    """Every step of the search, and the two plans on evaluation images; None without a search."""
+    """Every step of the search, and the two plans on evaluation images, or why there was none.
+
+    None without a recommended plan, and where the run does not say whether it was to search.
+    """
     steps = source.table("refinement", model)
-    if steps.empty:
-        return None
     joint = source.table("joint", model).set_index("plan")
+    if steps.empty:
+        settings = source.record["settings"]
+        if "refine" not in settings or "recommended" not in joint.index:
+            return None
+        return Section(key="refinement", title=_TITLE, blocks=(_unsearched(source, settings),))
     found = [_gain(joint, source.labelled(model))] if "solved" in joint.index else []
     if not found:
         found = [
@@ -39,9 +49,28 @@ def refinement_chapter(source: Source, model: str) -> Section | None:
         ]
     return Section(
         key="refinement",
-        title="Can the plan be improved as a whole?",
+        title=_TITLE,
         blocks=(*found, Words(text=_WAY), _table(steps)),
     )
+
+
+def _unsearched(source: Source, settings: Mapping[str, Any]) -> Words:
+    """Why no search was made."""
+    solved = "The recommended plan is as it was solved from single modules"
+    if not settings["refine"]:
+        return Words(
+            text=f"{solved}: the search was switched off (--refine 0). The same command without "
+            "that option continues with it; what was measured is kept."
+        )
+    if str(settings["budget"]).startswith("max-drop"):
+        return Words(
+            text=f"{solved}: a budget of a drop asks for the fewest bits and leaves no cost to "
+            "keep, so there is no search. A budget of bits, size or operations has one, for "
+            "example --budget avg-bits=4."
+        )
+    if ended_early(source):
+        return completing(source, f"{solved}, not improved as a whole")
+    return Words(text=f"{solved}: within the budget there was no other plan to try.")
 
 
 def _gain(joint: pd.DataFrame, labelled: bool) -> Finding:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitsense.report.chapters.training_curves import details
-from vitsense.report.formatters import loss_of, span
+from vitsense.report.formatters import difference, loss_of
 from vitsense.report.formatters import number as decimal
 from vitsense.report.section import Block, Chart, Section, Series, Shape, Table
 from vitsense.trainings import TrainingFolder
@@ -56,7 +56,7 @@ def _shown(row: Mapping[str, Any] | None) -> str:
 def _drop(row: Mapping[str, Any]) -> str:
     if row.get("drop") is None:
         return "\N{EN DASH}"
-    return f"{decimal(row['drop'])} ({span(row['drop_low'], row['drop_high'])})"
+    return difference(*(float(row[f"drop{end}"]) for end in ("", "_low", "_high")))
 
 
 def _measure(records: Sequence[Mapping[str, Any]]) -> str:

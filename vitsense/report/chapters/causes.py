@@ -1,0 +1,161 @@
+"""Why modules are sensitive, and what helped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from vitsense.formats import format_of
+from vitsense.report.chapters.unexplained import unexplained
+from vitsense.report.chapters.unfinished import completing, ended_early
+from vitsense.report.formatters import (
+    known,
+    number,
+    short,
+    short_span,
+    signs,
+    span,
+    spelled,
+    visible,
+)
+from vitsense.report.remedy import outcome
+from vitsense.report.section import Block, Finding, Section, Table, without_dashes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from vitsense.report.source import Source
+
+_DASH = "\N{EN DASH}"
+_ARROW = "\N{RIGHTWARDS ARROW}"
+
+
+def causes(source: Source, model: str) -> Section | None:
+    """Causes of the most sensitive modules, with the remedies that were measured.
+
+    None where the run did not look for causes; what it looked at without finding one is described
+    by what is known of it.
+    """
+    rows = source.table("causes", model)
+    blocks: list[Block] = []
+    if rows.empty and ended_early(source):
+        blocks.append(completing(source, "Reasons were not looked for"))
+    elif len(rows):
+        blocks += _explained(source, rows)
+        blocks += unexplained(source, model, frozenset(rows["module"]))
+    if not blocks:
+        return None
+    place = source.keys.index(model)
+    return Section(
+        key=f"causes-{place}", title="Why these modules, and what helps", blocks=tuple(blocks)
+    )
+
+
+def _explained(source: Source, rows: pd.DataFrame) -> list[Block]:
+    words = format_of(str(rows["format"].iloc[0])).words
+    done = rows["kl_after"].notna() & rows["kl_before"].notna()
+    tried, others = rows[done], rows[~done]
+    blocks: list[Block] = []
+    if len(tried):
+        blocks += [_best_remedy(tried), _tried(tried, words)]
+    elif ended_early(source):
+        blocks.append(completing(source, "Remedies were not tried"))
+    if len(others):
+        blocks.append(_untried(others, words, some=len(tried) > 0))
+    return blocks
+
+
+def _tried(rows: pd.DataFrame, words: str) -> Table:
+    return without_dashes(
+        Table(
+            title=f"Reasons of the most sensitive modules at {words}, and remedies that were tried",
+            head=(
+                "Module",
+                "Reason, at its tensor",
+                "Remedy",
+                "Result",
+                f"Divergence, before {_ARROW} after (nats)",
+                f"Loss, before {_ARROW} after (points)",
+            ),
+            rows=tuple(_measured(row) for row in rows.to_dict("records")),
+            reading=(
+                "Each remedy was applied to the one tensor named, everything else of the module "
+                "stayed as it was, and the same images were measured again; intervals are 95 %. "
+                "Before is the module as it is, on all images like its remedies; modes adaptive "
+                "and fast rate it above from fewer. It helps, or is worse, where the divergence "
+                "before is outside the interval after."
+            ),
+            code=True,
+        )
+    )
+
+
+def _untried(rows: pd.DataFrame, words: str, *, some: bool) -> Table:
+    others = "the other sensitive" if some else "the most sensitive"
+    return Table(
+        title=f"Reasons of {others} modules at {words}",
+        head=("Module", "Reason, at its tensor", "What may help"),
+        rows=tuple(
+            (str(row["module"]), _reason(row), str(row["remedy"]))
+            for row in rows.to_dict("records")
+        ),
+        reading=(
+            "What may help is known to help against the reason; it was not measured in this run"
+            + (
+                ", which tries remedies only for the most sensitive modules of all."
+                if some
+                else "."
+            )
+        ),
+        code=True,
+    )
+
+
+def _best_remedy(tried: pd.DataFrame) -> Finding:
+    ratio = tried["kl_after"] / tried["kl_before"].where(tried["kl_before"] > 0)
+    row = tried.loc[ratio.idxmin()] if ratio.notna().any() else tried.iloc[0]
+    before, after = float(row["kl_before"]), float(row["kl_after"])
+    if float(row["kl_after_high"]) >= before:
+        head = "No remedy helped distinguishably"
+    else:
+        head = (
+            f"With {row['remedy']} at its {_tensor(row)}, the divergence of {row['module']} falls "
+            f"from {short(before)} to {short(after)} nats"
+        )
+    ends = (float(row[f"kl_after{end}"]) for end in ("", "_low", "_high"))
+    return Finding(
+        headline=visible(head),
+        numbers=visible(
+            f"The best remedy of {len(tried)} that were tried: {row['remedy']} at the "
+            f"{_tensor(row)} of {row['module']}, because of: {row['cause']} "
+            f"({_detail(row)}). Divergence before: {short(before)} nats; after: "
+            f"{short_span(*ends)} nats."
+        ),
+    )
+
+
+def _tensor(row: Mapping[str, Any]) -> str:
+    return str(row["site"]).rpartition(":")[2].replace("_", " ")
+
+
+def _detail(row: Mapping[str, Any]) -> str:
+    return spelled(signs(str(row["detail"])))
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    return f"{_tensor(row)}: {row['cause']} ({_detail(row)})"
+
+
+def _measured(row: Mapping[str, Any]) -> tuple[str, ...]:
+    drop, after = _DASH, [float(row[f"kl_after{end}"]) for end in ("", "_low", "_high")]
+    if known(row["drop_before"]) and known(row["drop_after"]):
+        between = span(row["drop_after_low"], row["drop_after_high"])
+        drop = f"{number(row['drop_before'])} {_ARROW} {number(row['drop_after'])} ({between})"
+    return (
+        str(row["module"]),
+        _reason(row),
+        str(row["remedy"]),
+        outcome(row) or _DASH,
+        f"{short(float(row['kl_before']))} {_ARROW} {short_span(*after)}",
+        drop,
+    )

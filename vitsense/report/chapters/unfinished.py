@@ -1,0 +1,62 @@
+"""What a run left out because it ended early, and the command that completes it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from vitsense.report.section import Words
+from vitsense.report.source import Source
+
+_FOLDER = "vitsense-runs"
+"""Where runs go whose command names no folder."""
+
+
+def ended_early(source: Source) -> str:
+    """Why the run is not complete, ``the time budget of 1200 s ended``; empty if it is."""
+    if source.record.get("status") == "complete":
+        return ""
+    seconds = source.record["settings"].get("budget_time")
+    return f"the time budget of {seconds:g} s ended" if seconds else "the run was interrupted"
+
+
+def completing_command(source: Source) -> str:
+    """The run's last command without a time budget, so that it continues in the same folder."""
+    commands = source.record.get("commands") or [["vitsense", "analyze"]]
+    words = _without("--budget-time", commands[-1])
+    if not any(word == "--out" or word.startswith("--out=") for word in words):
+        path = source.run.path
+        inside = f"{_FOLDER}/" if path.parent.name == _FOLDER else ""
+        words += ["--out", f"{inside}{path.name}"]
+    return shlex.join(words)
+
+
+def _without(option: str, words: Sequence[str]) -> list[str]:
+    """The words of a command without an option and its value."""
+    kept: list[str] = []
+    skipped = False
+    for word in words:
+        if skipped:
+            skipped = False
+        elif word == option:
+            skipped = True
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return kept
+
+
+def completing(source: Source, what: str) -> Words:
+    """The sentence about something that a run has not, because it ended early.
+
+    Args:
+        source: A run that is not complete.
+        what: What is missing, ``Remedies were not tried``.
+    """
+    return Words(
+        text=f"{what}: {ended_early(source)} before. What was measured is kept; the command in "
+        f"Method and reproduction, {COMPLETE}, continues."
+    )
+
+
+COMPLETE = "To complete this run"
+"""Name of the command among the facts of the method."""
