@@ -6,7 +6,17 @@ import math
 
 import pytest
 
-from vitsense.report.formatters import count, number, percent, short, span, spelled, visible
+from vitsense.report.formatters import (
+    count,
+    difference,
+    number,
+    percent,
+    short,
+    signs,
+    span,
+    spelled,
+    visible,
+)
 
 
 @pytest.mark.parametrize(
@@ -73,3 +83,13 @@ def test_a_small_number_of_a_plan_is_written_as_in_the_tables() -> None:
         spelled("1.4e-05 nats at 8 bits; 1e-11, int8-e4")
         == "1.4e\u22125 nats at 8 bits; 1e\u221211, int8-e4"
     )
+
+
+def test_a_difference_has_one_decimal_more_than_its_numbers() -> None:
+    """1.25 and 0.69 are shown as 1.2 and 0.7: neither 0.5 nor 0.6 would look right beside them."""
+    assert difference(1.25 - 0.694, -0.71, 1.82) == "0.56 (\u22120.71 to 1.82)"
+    assert difference(0.0304, 0.01, 0.05, digits=2) == "0.030 (0.010 to 0.050)"
+
+
+def test_signs_of_numbers_in_a_text_are_real_and_hyphens_stay() -> None:
+    assert signs("from -0.17, a one-sided int8-e4 -x") == "from \u22120.17, a one-sided int8-e4 -x"
