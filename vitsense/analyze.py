@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -164,7 +165,25 @@ def _run(
                 _write_tables(run, tables)
                 found.plan.save(run.plan_path(None if model is models[0] else model.key))
             _write_run(run, record)
+        if deadline.came:
+            record.warnings.append(_completed_by(record.commands[-1]))
     return run
+
+
+def _completed_by(command: list[str]) -> str:
+    """How a run that a time budget cut is completed."""
+    option, words, skip = "--budget-time", [], False
+    for word in command:
+        if not skip and not word.startswith(f"{option}="):
+            words.append(word)
+        skip = word == option
+    whole = [word for word in words if word != option]
+    if len(whole) == len(command):  # called from Python
+        return "This run is not complete: the same settings without budget_time complete it."
+    return (
+        "This run is not complete. Nothing that was measured is measured again by the command "
+        f"that completes it: {shlex.join(whole)}"
+    )
 
 
 def _write_run(run: RunFolder, record: RunRecord) -> None:

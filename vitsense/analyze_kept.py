@@ -26,10 +26,11 @@ class KeptResults:
 
     Every process of a team keeps what it measured itself, durably, before the others learn of it.
     The views named ``other_...`` exchange: all processes must ask for the same one together.
+    Without a run, results last as long as the object: of provisional measurements.
     """
 
     def __init__(
-        self, run: RunFolder, key: str, state: Sequence[Record], team: Team = ALONE
+        self, run: RunFolder | None, key: str, state: Sequence[Record], team: Team = ALONE
     ) -> None:
         self._run = run
         self._key = key
@@ -44,7 +45,8 @@ class KeptResults:
     def append(self, record: dict[str, Any]) -> None:
         """Keep one result, durably first."""
         record = {"model": self._key, **record}
-        self._run.append_state(record)
+        if self._run is not None:
+            self._run.append_state(record)
         self._state.append(record)
         if self._team.place.size > 1:
             self._fresh.append(record)
@@ -90,18 +92,29 @@ class KeptResults:
             }
         )
 
+    def rough(self) -> dict[Span, Estimates]:
+        """First estimates of divergences, by span of evaluation images."""
+        return _estimates("rough", self._state)
+
+    def keep_rough(self, span: Span, found: Estimates) -> None:
+        """Append first estimates of all cells on one span of images."""
+        self._keep_estimates("rough", span, found)
+
     def estimates(self) -> dict[Span, Estimates]:
         """Estimated divergences by span of draws."""
-        return _estimates(self._state)
+        return _estimates("drawn", self._state)
 
     def other_estimates(self) -> dict[Span, Estimates]:
         """Those of other processes that are new."""
-        return _estimates(self.other_records())
+        return _estimates("drawn", self.other_records())
 
     def keep_estimates(self, span: Span, found: Estimates) -> None:
         """Append the estimates of all cells on one span of draws."""
+        self._keep_estimates("drawn", span, found)
+
+    def _keep_estimates(self, kind: str, span: Span, found: Estimates) -> None:
         cells = [[c.module, c.part.value, c.format, *astuple(e)] for c, e in found.items()]
-        self.append({"drawn": [span.start, span.stop], "cells": cells})
+        self.append({kind: [span.start, span.stop], "cells": cells})
 
     def probes(self) -> dict[ProbeKey, Probe]:
         """What probes of Hessians found, by their images and number."""
@@ -223,14 +236,14 @@ def _entries(kind: str, records: Iterable[Record]) -> list[Entry]:
     ]
 
 
-def _estimates(records: Iterable[Record]) -> dict[Span, Estimates]:
+def _estimates(kind: str, records: Iterable[Record]) -> dict[Span, Estimates]:
     return {
-        Span(*record["drawn"]): {
+        Span(*record[kind]): {
             Cell.of(module, name, Part(part)): Estimate(*values)
             for module, part, name, *values in record["cells"]
         }
         for record in records
-        if "drawn" in record
+        if kind in record
     }
 
 

@@ -14,15 +14,16 @@ from vitsense import provenance
 from vitsense.analyze_explain import Explaining, explain, unexplained
 from vitsense.analyze_grids import grids_frame
 from vitsense.analyze_groups import groups_frame
+from vitsense.analyze_in_time import keep_unplannable, left_out, rated_in_time, row_of
 from vitsense.analyze_kept import KeptCompany, KeptResults
 from vitsense.analyze_plans import Planned, finished_plan, full_precision, plan_and_measure
 from vitsense.analyze_refine import RefineStage, refined
-from vitsense.analyze_sweep import Sweep, measure_cells
+from vitsense.analyze_statistics import Calibrating, calibrate
+from vitsense.analyze_sweep import Sweep
 from vitsense.analyze_tables import ModelTables, framed, modules_frame, site_arrays
 from vitsense.data import ImageSet
 from vitsense.deadline import Deadline
 from vitsense.discover import find_sites
-from vitsense.errors import TooLittleTimeError
 from vitsense.formats import FormatLike, format_of
 from vitsense.models import LoadedModel
 from vitsense.observe import ReplaySession, preserved
@@ -36,7 +37,7 @@ from vitsense.sensitivity.result import Outcome
 from vitsense.sensitivity.sweep import OUT_OF_TIME, measure_joint
 from vitsense.settings import AnalyzeSettings
 from vitsense.sites import SiteCatalog
-from vitsense.statistics.collect import SiteStatistics, collect_statistics
+from vitsense.statistics.collect import SiteStatistics
 from vitsense.team import ALONE, Team
 from vitsense.verdict import best_predictor, verdict
 
@@ -50,7 +51,8 @@ Measured with two threads: the shipped Swin takes 0.79 ms an image in batches of
 batches of 120; with one thread 0.48 and 0.50.
 """
 
-_CELLS_SHARE, _GROUPS_SHARE = 0.6, 0.5
+_STATISTICS_SHARE, _CELLS_SHARE, _GROUPS_SHARE = 0.4, 0.6, 0.5
+_CHOICES_SHARE, _SEARCH_SHARE = 0.4, 0.7
 
 
 def analyze_model(
@@ -67,21 +69,29 @@ def analyze_model(
 ) -> ModelTables:
     """Measure one model and plan for it; results are appended to the run's state as they come.
 
-    Of the time until ``deadline``, three fifths are for single modules and half of the rest for
-    groups; whole plans see at least one batch of images. Statistics are made by every process of
-    the team, alike; everything that is measured on evaluation images is shared.
+    Of the time until ``deadline``, two fifths are for statistics, three fifths of the rest for
+    single modules and half of what is left for groups; whole plans see at least a few images.
+    Statistics are made by every process of the team, alike; everything that is measured on
+    evaluation images is shared.
     """
     whole = Deadline() if deadline is None else deadline
     example = next(calibration.batches(model.preprocessing, 1, device))[0]
     catalog = find_sites(model.module, example)
     batch = settings.batch or choose_batch(model.module, catalog, example, settings.memory)
-    progress.start(len(calibration), f"{model.key} statistics")
-    statistics = collect_statistics(
-        model.module,
-        catalog,
-        (images for images, _ in calibration.batches(model.preprocessing, batch, device)),
+    calibrating = Calibrating(
+        run=run,
+        model=model,
+        catalog=catalog,
+        calibration=calibration,
+        batch=batch,
+        device=device,
+        deadline=whole.part(_STATISTICS_SHARE),
+        team=team,
         progress=progress,
     )
+    calibrated = calibrate(calibrating)
+    statistics = calibrated.statistics
+    whole.came |= not calibrated.whole
     sweep = Sweep(
         key=model.key,
         model=model.module,
@@ -94,21 +104,27 @@ def analyze_model(
         ),
         settings=settings,
         deadline=whole.part(_CELLS_SHARE),
-        kept=KeptResults(run, model.key, state, team),
+        # what rests on some of the calibration images is not what the finished run will measure
+        kept=KeptResults(run, model.key, state, team)
+        if calibrated.whole
+        else KeptResults(None, model.key, [], team),
         team=team,
         progress=progress,
     )
-    measured = measure_cells(sweep)
+    measured = rated_in_time(sweep, calibrated)
     modules = modules_frame(model.key, catalog)
-    sensitivity = framed("sensitivity", model.key, [m.row(settings.mode.value) for m in measured])
+    sensitivity = framed("sensitivity", model.key, [row_of(m, settings.mode) for m in measured])
     if sweep.deadline.came:
         whole.came = True
-        _keep_unplannable(run if team.first else None, modules, sensitivity)
+        keep_unplannable(run if team.first else None, modules, sensitivity)
     sweep = replace(sweep, deadline=whole)
-    groups_until = whole.part(_GROUPS_SHARE)
+    # while there are cells that were not looked at, groups take no time from plans
+    unseen = bool((sensitivity["reason"] == OUT_OF_TIME).any())
+    groups_until = whole.part(0.0 if unseen else _GROUPS_SHARE)
     groups = groups_frame(sweep, groups_until)
     whole.came |= groups_until.came
-    # at most half of the time that is left, so that plans can be measured on evaluation images
+    hurried = team.any(whole.passed)
+    # it ends before the time, so that plans can be measured on evaluation images
     searching = RefineStage(
         key=model.key,
         model=model.module,
@@ -120,7 +136,7 @@ def analyze_model(
         images=len(calibration),
         settings=settings,
         memory=KeptCompany(sweep.kept),
-        deadline=whole.part(0.5),
+        deadline=whole.part(_SEARCH_SHARE),
         team=team,
         progress=progress,
     )
@@ -131,6 +147,7 @@ def analyze_model(
         sensitivity,
         partial(_measured_plans, sweep),
         partial(refined, searching),
+        hurried=hurried,
     )
     whole.came |= searching.deadline.came
     explaining = Explaining(
@@ -167,7 +184,8 @@ def analyze_model(
         "pareto_bits": planned.front_bits,
         "coverage": framed("coverage", model.key, [asdict(u) for u in catalog.uncovered]),
     }
-    return _tables(model, sweep, statistics, planned, frames, said_of(measured))
+    left = left_out(sweep, calibrated, frames, searched=not searching.deadline.came)
+    return _tables(model, sweep, statistics, planned, frames, said_of(measured), left)
 
 
 def _tables(
@@ -177,12 +195,13 @@ def _tables(
     planned: Planned,
     frames: dict[str, pd.DataFrame],
     checked: str,
+    left: Mapping[str, str],
 ) -> ModelTables:
     """The tables, and what is said about them."""
     key, fp = model.key, full_precision(planned.outcomes)
     notes = [checked, planned.note, _differing(sweep.team, statistics)]
-    if sweep.deadline.came:
-        notes.append(_missing(frames, sweep))
+    if left:
+        notes.append(f"the time budget (--budget-time) ended too early. {' '.join(left.values())}")
     return ModelTables(
         frames=frames,
         arrays=site_arrays(key, statistics),
@@ -192,6 +211,7 @@ def _tables(
             "batch": sweep.supply.largest,
             "drop_model": asdict(planned.drop_model),
             "pins": dict(planned.problem.pins),
+            "left_out": dict(left),
         },
         plan=finished_plan(model, sweep.settings, planned, sweep.catalog),
         verdict=[
@@ -203,9 +223,13 @@ def _tables(
 
 
 def _measured_plans(
-    sweep: Sweep, plans: Mapping[str, Mapping[str, FormatLike]]
+    sweep: Sweep, plans: Mapping[str, Mapping[str, FormatLike]], *, last: bool
 ) -> dict[str, Outcome]:
-    """Outcomes of whole plans by name; those of equal plans are measured once."""
+    """Outcomes of whole plans by name; those of equal plans are measured once.
+
+    Those that are not the last leave time for the plans that follow from them.
+    """
+    until = sweep.deadline.part(1.0 if last else _CHOICES_SHARE)
     part = sweep.settings.planned_part
     named: dict[str, dict[str, str]] = sweep.team.agree(
         {
@@ -224,10 +248,11 @@ def _measured_plans(
         different,
         part=part,
         ledger=sweep.kept.plans(),
-        deadline=sweep.deadline,
+        deadline=until,
         team=sweep.team,
         progress=sweep.progress,
     )
+    sweep.deadline.came |= until.came and last
     return {name: found[digest] for name, digest in digests.items()}
 
 
@@ -239,51 +264,6 @@ def _differing(team: Team, statistics: Mapping[str, SiteStatistics]) -> str:
     return (
         "The processes of this run have different processors or GPUs, whose statistics differ in "
         "the last digits: its numbers are those of one process but for such rounding."
-    )
-
-
-def _keep_unplannable(
-    run: RunFolder | None, modules: pd.DataFrame, sensitivity: pd.DataFrame
-) -> None:
-    """Write what is known of a model for which time was too short to plan, and say so.
-
-    Raises:
-        TooLittleTimeError: some module was not looked at in any format.
-    """
-    known = set(sensitivity.loc[sensitivity["kl"].notna(), "module"])
-    missing = [name for name in modules["module"] if name not in known]
-    if missing:
-        if run is not None:
-            run.write_table("modules", modules)
-            run.write_table("sensitivity", sensitivity)
-        raise TooLittleTimeError(
-            f"The time budget ended before {len(missing)} of {len(modules)} modules were looked "
-            f"at, first {missing[0]!r}: too early for a plan. What was measured is kept; the same "
-            "command continues, without --budget-time or with more. --dry-run --probe says how "
-            "long a whole run takes."
-        )
-
-
-def _missing(frames: Mapping[str, pd.DataFrame], sweep: Sweep) -> str:
-    """What a time budget left out."""
-    left = []
-    for name, what in (("sensitivity", "cells"), ("groups", "groups")):
-        unseen = int((frames[name]["reason"] == OUT_OF_TIME).sum())
-        left += [f"{unseen} of {len(frames[name])} {what}"] if unseen else []
-    fewest = int(frames["joint"]["n"].min())
-    plans = f" (every whole plan at least {fewest})" if fewest < sweep.images else ""
-    left += [] if len(frames["estimates"]) else ["the explanations"]
-    rests = []
-    drawn = sum(map(len, sweep.kept.estimates()))
-    probed = sum(map(len, {span for span, _ in sweep.kept.probes()}))
-    rests += [f"Fisher estimates rest on {drawn} drawn images"] if drawn else []
-    rests += [f"Hessian traces on {probed} images"] if probed else []
-    return (
-        f"The time budget of {sweep.settings.budget_time:g} s ended: "
-        f"not looked at were {', '.join(left) or 'some images'}; the rest may have seen fewer "
-        f"of the {sweep.images} images{plans}. "
-        f"{'; '.join(rests) + '. ' if rests else ''}The same command "
-        "without --budget-time continues."
     )
 
 

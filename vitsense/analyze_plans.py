@@ -65,11 +65,14 @@ def plan_and_measure(
     sensitivity: pd.DataFrame,
     measure: Any,
     search: Callable[[Problem, Budget, DropModel, Assignment], Refined | None],
+    *,
+    hurried: bool = False,
 ) -> Planned:
     """Measure uniform and random plans, fit the drop curve, solve, search on, measure the choice.
 
     Random plans lie between the uniform ones, of which the wide ones often lose nothing and the
     narrow ones everything: without them the curve would be a guess where plans are chosen.
+    ``hurried``, when time is up, leaves them out, and the plans of other budgets.
     """
     budget = Budget.parse(settings.budget)
     planable = planable_cells(sensitivity, settings.planned_part)
@@ -86,8 +89,8 @@ def plan_and_measure(
     choices: dict[str, Mapping[str, FormatLike]] = {
         f"uniform-{form.label}": uniform(problem, form.name) for form in forms
     }
-    choices |= random_plans(problem, settings.seed)
-    outcomes = measure(choices)
+    choices |= {} if hurried else random_plans(problem, settings.seed)
+    outcomes = measure(choices, last=False)
     chance = 100.0 / model.num_classes
     first = next(iter(outcomes.values()))
     ceiling = max(first.fp_top1.value - chance, 1.0) if first.fp_top1 is not None else 100.0
@@ -95,12 +98,14 @@ def plan_and_measure(
     problem, recommended, note = recommend(problem, budget, curve)
     front = pareto(problem, curve)
     found = search(problem, budget, curve, recommended)
-    extra = _named(recommended, front)
+    extra = _named(recommended, () if hurried else front)
     if found is not None and dict(found.formats) != dict(recommended.formats):
         recommended = assignment_of(problem, found.formats, curve)
         extra = {"recommended": recommended.formats, "solved": extra.pop("recommended"), **extra}
-    outcomes |= measure(extra)
     plans = choices | extra
+    outcomes |= measure(extra, last=True)
+    if len({outcome.n for outcome in outcomes.values()}) > 1:  # time that is left is for all
+        outcomes |= measure(plans, last=True)
     rows = [
         _outcome_row(name, outcomes[name], assignment_of(problem, bits, curve))
         for name, bits in plans.items()

@@ -61,7 +61,11 @@ class Sweep:
 
 
 def measure_cells(sweep: Sweep) -> Sequence[Measured | Estimated]:
-    """Fill the sensitivity table; what the run has kept is not measured again."""
+    """Fill the sensitivity table; what the run has kept is not measured again.
+
+    Raises:
+        TimeIsUpError: the deadline came before there was anything to fill it with.
+    """
     return _MODES[sweep.settings.mode](sweep)
 
 
@@ -93,9 +97,10 @@ def estimate_cells(sweep: Sweep, doubt: NDArray[np.float64] | None = None) -> li
 
     Raises:
         MeasurementError: the model cannot be differentiated, or its logits are not finite.
+        TimeIsUpError: the deadline came before the images could be drawn.
     """
     kept, team = sweep.kept, sweep.team
-    draws = Draws.by_doubt(_doubts(sweep) if doubt is None else doubt, sweep.settings.seed)
+    draws = Draws.by_doubt(doubts_of(sweep) if doubt is None else doubt, sweep.settings.seed)
     known = dict(kept.estimates())
     sweep.progress.start(len(draws), f"{sweep.key} estimates")
     if team.place.size == 1:
@@ -114,7 +119,7 @@ def estimate_cells(sweep: Sweep, doubt: NDArray[np.float64] | None = None) -> li
 def _fast(sweep: Sweep) -> list[Estimated]:
     """Estimates of every cell; those of narrow formats are checked on a few images."""
     settings, catalog = sweep.settings, sweep.catalog
-    doubt = _doubts(sweep)
+    doubt = doubts_of(sweep)
     estimated = estimate_cells(sweep, doubt)
     cells = narrow_cells(catalog, settings.format_names, settings.parts)
     count = images_to_check(passes_of_an_image(catalog, cells), sweep.images)
@@ -216,7 +221,12 @@ def _shared(sweep: Sweep, work: Callable[[], object]) -> None:
     sweep.deadline.came = sweep.team.any(sweep.deadline.came)
 
 
-def _doubts(sweep: Sweep) -> NDArray[np.float64]:
+def doubts_of(sweep: Sweep) -> NDArray[np.float64]:
+    """Nats to flip of every evaluation image; see `vitsense.sensitivity.doubt`.
+
+    Raises:
+        TimeIsUpError: the deadline came first; the images that were seen are kept.
+    """
     sweep.progress.start(sweep.images, f"{sweep.key} full precision")
     return doubts(
         sweep.model,
@@ -226,6 +236,7 @@ def _doubts(sweep: Sweep) -> NDArray[np.float64]:
         keep=sweep.kept.keep_doubts,
         others=sweep.kept.other_doubts,
         largest=sweep.supply.largest,
+        deadline=sweep.deadline,
         team=sweep.team,
         progress=sweep.progress,
     )
@@ -233,7 +244,7 @@ def _doubts(sweep: Sweep) -> NDArray[np.float64]:
 
 def _adaptive(sweep: Sweep) -> list[Measured]:
     settings = sweep.settings
-    doubt = _doubts(sweep)
+    doubt = doubts_of(sweep)
     rule = Rule(tolerance=settings.tolerance, confidence=settings.confidence, seed=settings.seed)
     return measure_adaptive(
         sweep.model,

@@ -179,9 +179,11 @@ class RunFolder:
 
     def plan_path(self, model: str | None = None) -> Path:
         """``plan.json``, or the plan of another model of the run."""
-        if model is None:
-            return self.path / "plan.json"
-        return self.path / f"plan-{re.sub(r'[^A-Za-z0-9._-]+', '-', model)}.json"
+        return self.path / ("plan.json" if model is None else f"plan-{_slug(model)}.json")
+
+    def statistics_name(self, model: str) -> str:
+        """Name of the arrays that keep what a model's statistics are made from."""
+        return f"state-statistics-{_slug(model)}"
 
     def append_state(self, record: Mapping[str, Any]) -> None:
         """Add one result to this process's ``state.jsonl`` and see it onto the disk."""
@@ -334,6 +336,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     finally:  # after a full disk and after Ctrl-C alike; a replaced file is gone already
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _slug(model: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model)
 
 
 def _cannot_write(path: Path, error: OSError) -> str:

@@ -74,7 +74,7 @@ def test_the_forecast_is_what_the_run_takes(tmp_path: Path, monkeypatch) -> None
         return counted_work
 
     for place, name in (
-        ("vitsense.analyze_model.measure_cells", "single modules"),
+        ("vitsense.analyze_in_time.measure_cells", "single modules"),
         ("vitsense.analyze_model.groups_frame", "groups"),
         ("vitsense.analyze_model._measured_plans", "whole plans"),
         ("vitsense.analyze_explain.measure_variants", "remedies"),

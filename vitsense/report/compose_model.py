@@ -233,11 +233,12 @@ def _nats(row: Mapping[str, Any]) -> str:
 def _estimated(form: NumberFormat, row: Mapping[str, Any]) -> HeatCell:
     """A cell of which only the divergence is known, and that by estimate."""
     kl = float(row["kl"])
+    reason = str(row["reason"])  # given where other cells of the table are measured
     return HeatCell(
         bits=form.bits,
         label=form.label,
-        text=f"~{short(kl)}",
-        detail="the loss was not measured; estimated",
+        text=f"~{short(kl)} nats" if reason else f"~{short(kl)}",
+        detail=f"the loss was not measured{': ' + reason if reason else ''}; estimated",
         nats=_nats(row),
         sort=float(f"{kl:.3g}"),
         level=heat_level(kl),

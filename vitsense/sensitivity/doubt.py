@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from vitsense.deadline import Deadline, TimeIsUpError
 from vitsense.numerics.distance import nats_to_flip
 from vitsense.observe import preserved
 from vitsense.progress import NO_PROGRESS, Paced, Progress
@@ -25,6 +26,7 @@ def doubts(
     keep: Callable[[dict[int, float]], None] = lambda _: None,
     others: Callable[[], Mapping[int, float]] = dict,
     largest: int = 32,
+    deadline: Deadline | None = None,
     team: Team = ALONE,
     progress: Progress = NO_PROGRESS,
 ) -> NDArray[np.float64]:
@@ -38,12 +40,15 @@ def doubts(
         keep: Keeps new ones; the order of a sweep depends on them, so they are not computed twice.
         others: What other processes of the team found since it was asked last.
         largest: Images that are taken at once.
+        deadline: No batch begins after it.
         team: The processes that share the images.
         progress: Told of every batch.
 
     Raises:
         MeasurementError: the model gives logits that are not finite.
+        TimeIsUpError: the deadline came before every image was seen; those that were are kept.
     """
+    limit = Deadline() if deadline is None else deadline
     found = dict(known or {})
     batches = [range(i, min(i + largest, images)) for i in range(0, images, largest)]
     missing = [[i for i in batch if i not in found] for batch in batches]
@@ -54,11 +59,16 @@ def doubts(
     pace = Paced(progress, whole, sum(map(len, mine)))
     with preserved(model), torch.no_grad():
         for numbers in mine:
+            if limit.passed:
+                break
             fresh = _nats(model, read, numbers)
             keep(fresh)
             found |= fresh
             pace.advance(len(numbers))
     found |= others()
+    if len(found) < images:  # alike on all processes
+        limit.came = True
+        raise TimeIsUpError
     pace.finish()
     return np.array([found[i] for i in range(images)], dtype=np.float64)
 

@@ -225,6 +225,7 @@ class Meter:
     ) -> bool:
         """Measure; False when memory ran out and fewer images must be taken at once."""
         total = sum(map(len, spans))
+        self._deadline.check()  # not even full precision is run after it
         try:
             self._measure(spans, read(spans), cells, pace)
         except (RuntimeError, MemoryError) as error:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any, Generic
 
 import torch
@@ -129,7 +128,6 @@ def measure_in_portions(
     team: Team,
     deadline: Deadline,
     progress: Progress,
-    sure: bool = False,
 ) -> None:
     """Measure what is not known yet; afterwards all processes of the team know all of it.
 
@@ -139,34 +137,29 @@ def measure_in_portions(
         team: The processes that share the work.
         deadline: Measuring stops there, and the deadline says that it came.
         progress: Told of every thing.
-        sure: The first batch is measured whatever the deadline.
     """
-    row = iter(looks(batches))
-    phases: list[tuple[Iterable[Look], Deadline]] = [(row, deadline)]
-    if sure and deadline.at is not None:
-        phases.insert(0, (islice(row, 1), Deadline()))
-    for part, limit in phases:
-        with suppress(TimeIsUpError):
-            _phase(job, part, team, limit, progress)
-        job.settle()
-        job.sums.meet()
-        deadline.came |= team.any(limit.came)
+    with suppress(TimeIsUpError):
+        _measure_own(job, looks(batches), team, deadline, progress)
+    job.settle()
+    job.sums.meet()
+    deadline.came = team.any(deadline.came)
 
 
-def _phase(
-    job: Job[Key], part: Iterable[Look], team: Team, limit: Deadline, progress: Progress
+def _measure_own(
+    job: Job[Key], row: Iterable[Look], team: Team, limit: Deadline, progress: Progress
 ) -> None:
     pace: Progress | Paced = progress
     if team.place.size > 1:
-        part = list(part)
-        whole = sum(len(span) * len(job.things) for span, _ in part)
-        own = sum(len(span) * len(some) for span, _, some in portions(team, part, job.costs))
+        row = list(row)
+        whole = sum(len(span) * len(job.things) for span, _ in row)
+        own = sum(len(span) * len(some) for span, _, some in portions(team, row, job.costs))
         pace = Paced(progress, whole, own)
-    for span, read, places in portions(team, part, job.costs):
+    for span, read, places in portions(team, row, job.costs):
         mine = [job.things[place] for place in places]
         known = sum(job.sums.knows(thing, span) for thing in mine)
         pace.advance(known * len(span))
         if known < len(mine):
+            limit.check()  # not even full precision is run after it
 
             def work(some: Span, batch: Batch, mine: Sequence[Key] = mine) -> None:
                 todo = [thing for thing in mine if not job.sums.knows(thing, some)]

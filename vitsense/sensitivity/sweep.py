@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import chain
 
+import torch
 from torch import nn
 
 from vitsense.deadline import Deadline, TimeIsUpError
@@ -140,8 +143,9 @@ def measure_joint(
 ) -> dict[str, Outcome]:
     """The outcome of whole plans: module name -> bits or format, all quantized at once.
 
-    After a deadline the outcomes are of the images up to there, at least of the first batch.
-    Nothing is remembered of a pass, so that less memory is taken than by single modules.
+    After a deadline the outcomes are of the images up to there. Those of plans that no image was
+    seen of are of the first `FEW` images, and are not kept. Nothing is remembered of a pass, so
+    that less memory is taken than by single modules.
 
     Args:
         model: Any image classifier.
@@ -160,6 +164,7 @@ def measure_joint(
     """
     sums = SpanSums[str, Outcome]() if ledger is None else ledger
     visits = {name: quantizers.joint(bits, part) for name, bits in plans.items()}
+    few, batches = _few(batches)
     with preserved(model), ReplaySession.open(model, catalog) as session:
 
         def measure(span: Span, batch: Batch, todo: Sequence[str], limit: Deadline) -> None:
@@ -169,6 +174,15 @@ def measure_joint(
                 logits = session.full(visits[name])
                 sums.record(name, span, outcome_of(reference, logits, batch[1]))
 
+        def provisional(unseen: Sequence[str]) -> dict[str, Outcome]:
+            images, labels = few()
+            if not len(labels):
+                return dict.fromkeys(unseen, Outcome())
+            reference = finite(session.show(images))
+            return {
+                name: outcome_of(reference, session.full(visits[name]), labels) for name in unseen
+            }
+
         job = Job(
             things=list(plans),
             sums=sums,
@@ -177,6 +191,30 @@ def measure_joint(
             forget=session.forget,
         )
         measure_in_portions(
-            job, batches, team=team, deadline=deadline or Deadline(), progress=progress, sure=True
+            job, batches, team=team, deadline=deadline or Deadline(), progress=progress
         )
-    return {name: sums.total(name) or Outcome() for name in plans}
+        found = {name: total for name in plans if (total := sums.total(name)) is not None}
+        unseen = [name for name in plans if name not in found]
+        if unseen:
+            own = provisional(unseen) if team.first else {}
+            values = team.agree([own[name].to_list() for name in own])
+            found |= dict(zip(unseen, map(Outcome.from_list, values), strict=True))
+    return {name: found[name] for name in plans}
+
+
+FEW = 8
+"""Images on which whole plans are measured where there was no time for any."""
+
+
+def _few(
+    batches: Iterable[Batch] | Supply,
+) -> tuple[Callable[[], Batch], Iterable[Batch] | Supply]:
+    """How the first images are opened, and all of them."""
+    if isinstance(batches, Supply):
+        return partial(batches.spans, [Span(0, min(FEW, batches.images))]), batches
+    every = iter(batches)
+    first = next(every, None)
+    if first is None:
+        return lambda: (torch.empty(0), torch.empty(0)), ()
+    images, labels = first
+    return lambda: (images[:FEW], labels[:FEW]), chain([first], every)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vitsense.errors import MeasurementError
@@ -82,6 +84,44 @@ class Accumulator:
         bins = (sample.view(torch.int32) >> SHIFT) & (BINS - 1)
         counts = torch.bincount(bins, minlength=BINS)
         self._counts = counts if self._counts is None else self._counts.add_(counts)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything that was added so far, exactly; nothing where nothing was visited."""
+        state, counts = self._sums, self._counts
+        if state is None or counts is None:
+            return {}
+        counted = counts.cpu().numpy()
+        bins = np.flatnonzero(counted)
+        return {
+            "shift": state.shift.cpu().numpy(),
+            "sums": state.sums.cpu().numpy(),
+            "minimum": state.minimum.cpu().numpy(),
+            "maximum": state.maximum.cpu().numpy(),
+            "numbers": np.array([state.count, -1 if self.heads is None else self.heads]),
+            "offset": np.array(self._offset),
+            "bins": bins,
+            "counts": counted[bins],
+        }
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], device: torch.device) -> None:
+        """Begin where `arrays` was taken; sums go on bit for bit."""
+
+        def tensor(name: str) -> Tensor:
+            return torch.from_numpy(arrays[name].copy()).to(device)
+
+        count, heads = (int(n) for n in arrays["numbers"])
+        self._sums = _Sums(
+            shift=tensor("shift"),
+            sums=tensor("sums"),
+            minimum=tensor("minimum"),
+            maximum=tensor("maximum"),
+            count=count,
+        )
+        self.heads = None if heads < 0 else heads
+        self._offset = float(arrays["offset"])
+        counts = torch.zeros(BINS, dtype=torch.int64)
+        counts[torch.from_numpy(arrays["bins"])] = torch.from_numpy(arrays["counts"])
+        self._counts = counts.to(device)
 
     def finish(self) -> tuple[Moments, Histogram]:
         """Moments of the groups and the histogram of all; nothing may be visited afterwards.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitsense.errors import MeasurementError
@@ -118,6 +120,79 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
+class Collection:
+    """Statistics in the making: what the images so far added up to, at every site of a model."""
+
+    def __init__(self, catalog: SiteCatalog) -> None:
+        self._catalog = catalog
+        self._first_of: dict[str, Site] = {}
+        for site in catalog.sites:
+            self._first_of.setdefault(site.tensor, site)
+        self._accumulators = {site.id: Accumulator(site) for site in self._first_of.values()}
+        self.images = 0
+        """How many were added."""
+
+    @contextmanager
+    def adding(self, model: nn.Module) -> Iterator[Callable[[Tensor], None]]:
+        """Inside, a call adds preprocessed images `(B, 3, H, W)` on the model's device.
+
+        The model is exactly as it was at the end.
+        """
+        with (
+            preserved(model),
+            torch.no_grad(),
+            observer_of(model, self._catalog) as observer,
+        ):
+
+            def add(images: Tensor) -> None:
+                visits: dict[str, Visit] = {
+                    site.id: self._accumulators[site.id].visit
+                    for site in self._first_of.values()
+                    if not self.images or not site.is_weight  # they are the same for every batch
+                }
+                observer.run(images, visits)
+                self.images += len(images)
+
+            yield add
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything that was added, exactly, for `restore`."""
+        found: dict[str, NDArray[Any]] = {"images": np.array(self.images)}
+        for site, accumulator in self._accumulators.items():
+            found |= {f"{site}|{name}": a for name, a in accumulator.arrays().items()}
+        return found
+
+    def restore(self, arrays: Mapping[str, NDArray[Any]], device: torch.device) -> None:
+        """Go on from `arrays` as if nothing had happened in between, bit for bit."""
+        parts: dict[str, dict[str, NDArray[Any]]] = {}
+        for key, array in arrays.items():
+            site, _, name = key.rpartition("|")
+            if site in self._accumulators:
+                parts.setdefault(site, {})[name] = array
+        for site, found in parts.items():
+            self._accumulators[site].restore(found, device)
+        self.images = int(arrays["images"])
+
+    def finish(self) -> dict[str, SiteStatistics]:
+        """Statistics of every site, by site id; nothing may be added afterwards.
+
+        Raises:
+            MeasurementError: there were no images, a value is not finite, or a site saw nothing.
+        """
+        if not self.images:
+            raise MeasurementError(
+                "There are no images to collect statistics from: pass at least one."
+            )
+        finished = {key: each.finish() for key, each in self._accumulators.items()}
+        modules = {module.name: module for module in self._catalog}
+        found = {}
+        for site in self._catalog.sites:
+            source = self._first_of[site.tensor].id
+            heads = _heads(site, modules[site.module], self._accumulators[source])
+            found[site.id] = _statistics(site, heads, *finished[source])
+        return found
+
+
 def collect_statistics(
     model: nn.Module,
     catalog: SiteCatalog,
@@ -137,31 +212,12 @@ def collect_statistics(
     Raises:
         MeasurementError: there are no images, a value is not finite, or a site saw nothing.
     """
-    first_of: dict[str, Site] = {}
-    for site in catalog.sites:
-        first_of.setdefault(site.tensor, site)
-    accumulators = {site.id: Accumulator(site) for site in first_of.values()}
-    with preserved(model), torch.no_grad(), observer_of(model, catalog) as observer:
-        weights = True
+    collection = Collection(catalog)
+    with collection.adding(model) as add:
         for images in batches:
-            visits: dict[str, Visit] = {
-                site.id: accumulators[site.id].visit
-                for site in first_of.values()
-                if weights or not site.is_weight
-            }
-            observer.run(images, visits)
-            weights = False  # they are the same for every batch
+            add(images)
             progress.advance(len(images))
-    if weights:
-        raise MeasurementError("There are no images to collect statistics from: pass at least one.")
-    finished = {key: accumulator.finish() for key, accumulator in accumulators.items()}
-    modules = {module.name: module for module in catalog}
-    found = {}
-    for site in catalog.sites:
-        source = first_of[site.tensor].id
-        heads = _heads(site, modules[site.module], accumulators[source])
-        found[site.id] = _statistics(site, heads, *finished[source])
-    return found
+    return collection.finish()
 
 
 def _heads(site: Site, module: SiteModule, seen: Accumulator) -> int | None:
