@@ -175,7 +175,7 @@ class Bench:
 
     def doubt(self) -> NDArray[np.float64]:
         """Nats to flip, from a plain pass."""
-        return doubts(self.model, self.read, self.count, largest=self.size)
+        return doubts(self.model, self.read, self.count, largest=self.size).nats
 
     def hessian(self) -> list[Estimated]:
         """Estimates of mode hessian."""

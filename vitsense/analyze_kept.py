@@ -9,6 +9,7 @@ from typing import Any
 
 from vitsense.runfolder import RunFolder
 from vitsense.sensitivity.company import CompanyMemory
+from vitsense.sensitivity.doubt import Doubt
 from vitsense.sensitivity.estimate import Estimate, Estimates
 from vitsense.sensitivity.group_sweep import GroupCell, GroupLedger, GroupOutcome
 from vitsense.sensitivity.hessian import Probe, ProbeKey
@@ -156,17 +157,17 @@ class KeptResults:
             }
         )
 
-    def doubts(self) -> dict[int, float]:
-        """Nats to flip of the evaluation images, by their number."""
+    def doubts(self) -> dict[int, Doubt]:
+        """Those of the evaluation images, by their number."""
         return _doubts(self._state)
 
-    def other_doubts(self) -> dict[int, float]:
+    def other_doubts(self) -> dict[int, Doubt]:
         """Those of other processes that are new."""
         return _doubts(self.other_records())
 
-    def keep_doubts(self, found: Mapping[int, float]) -> None:
-        """Append nats to flip of some evaluation images."""
-        self.append({"doubts": [[i, d] for i, d in found.items()]})
+    def keep_doubts(self, found: Mapping[int, Doubt]) -> None:
+        """Append those of some evaluation images."""
+        self.append({"full_precision": [[i, *doubt] for i, doubt in found.items()]})
 
     def variants(self) -> SpanSums[str, Outcome]:
         """Outcomes of modules quantized in other ways, by a label; known and to come."""
@@ -263,11 +264,10 @@ def _groups(records: Iterable[Record]) -> list[tuple[GroupCell, Span, GroupOutco
     return found
 
 
-def _doubts(records: Iterable[Record]) -> dict[int, float]:
-    found: dict[int, float] = {}
+def _doubts(records: Iterable[Record]) -> dict[int, Doubt]:
+    found: dict[int, Doubt] = {}
     for record in records:
-        if "doubts" in record:
-            found |= {int(image): nats for image, nats in record["doubts"]}
+        found |= {int(image): Doubt(*rest) for image, *rest in record.get("full_precision", ())}
     return found
 
 

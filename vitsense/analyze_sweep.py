@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from vitsense.analyze_kept import KeptResults
@@ -22,7 +20,7 @@ from vitsense.sensitivity.checked import (
     narrow_cells,
     passes_of_an_image,
 )
-from vitsense.sensitivity.doubt import doubts
+from vitsense.sensitivity.doubt import Doubts, doubts
 from vitsense.sensitivity.draws import Draws
 from vitsense.sensitivity.estimate import Estimated, EstimateMemory, Estimates
 from vitsense.sensitivity.fisher import estimate_fisher
@@ -85,7 +83,7 @@ def _exact(sweep: Sweep) -> list[Measured]:
     )
 
 
-def estimate_cells(sweep: Sweep, doubt: NDArray[np.float64] | None = None) -> list[Estimated]:
+def estimate_cells(sweep: Sweep, doubt: Doubts | None = None) -> list[Estimated]:
     """Estimate the divergence of every cell from one pass there and one back.
 
     Several processes share the draws: each estimates its own, and then all add up all of them.
@@ -93,14 +91,15 @@ def estimate_cells(sweep: Sweep, doubt: NDArray[np.float64] | None = None) -> li
 
     Args:
         sweep: Of the model.
-        doubt: Nats to flip of every evaluation image, where they are at hand.
+        doubt: Of the evaluation images, where it is at hand.
 
     Raises:
         MeasurementError: the model cannot be differentiated, or its logits are not finite.
         TimeIsUpError: the deadline came before the images could be drawn.
     """
     kept, team = sweep.kept, sweep.team
-    draws = Draws.by_doubt(doubts_of(sweep) if doubt is None else doubt, sweep.settings.seed)
+    doubt = doubts_of(sweep) if doubt is None else doubt
+    draws = Draws.by_doubt(doubt.nats, sweep.settings.seed)
     known = dict(kept.estimates())
     sweep.progress.start(len(draws), f"{sweep.key} estimates")
     if team.place.size == 1:
@@ -127,7 +126,7 @@ def _fast(sweep: Sweep) -> list[Estimated]:
         return estimated
     checks = Checks(
         cells=cells,
-        draws=Draws.by_doubt(doubt, settings.seed, count=count),
+        draws=Draws.by_doubt(doubt.nats, settings.seed, count=count),
         read=sweep.supply.read,
         largest=sweep.supply.largest,
     )
@@ -221,8 +220,8 @@ def _shared(sweep: Sweep, work: Callable[[], object]) -> None:
     sweep.deadline.came = sweep.team.any(sweep.deadline.came)
 
 
-def doubts_of(sweep: Sweep) -> NDArray[np.float64]:
-    """Nats to flip of every evaluation image; see `vitsense.sensitivity.doubt`.
+def doubts_of(sweep: Sweep) -> Doubts:
+    """Of every evaluation image; see `vitsense.sensitivity.doubt`.
 
     Raises:
         TimeIsUpError: the deadline came first; the images that were seen are kept.

@@ -101,13 +101,14 @@ _OPTIONS = (
         type=float,
         default=_DEFAULT.tolerance,
         metavar="POINTS",
-        help="Adaptive: a drop is known when its interval is this narrow either way.",
+        help="Adaptive: a drop is known when the evaluation images that were not looked at could "
+        "move it no further.",
     ),
     click.option(
         "--confidence",
         type=float,
         default=_DEFAULT.confidence,
-        help="Adaptive: of the intervals that decide; those of the tables are 95 %.",
+        help="Adaptive: how sure that has to be; intervals of tables are always of 95 %.",
     ),
     click.option(
         "--by",

@@ -15,7 +15,7 @@ from vitsense.numerics.distance import nats_to_flip
 from vitsense.plan.solve import make_problem
 from vitsense.progress import NoProgress
 from vitsense.sensitivity.adaptive import measure_adaptive
-from vitsense.sensitivity.doubt import doubts
+from vitsense.sensitivity.doubt import Doubt, Doubts, doubts
 from vitsense.sensitivity.ledger import Entry, Ledger
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.result import Status
@@ -51,7 +51,7 @@ def sweep(setting, n: int = N, **options):
         catalog,
         quantizers,
         lambda numbers: (x[list(numbers)], labels[list(numbers)]),
-        doubt[:n],
+        Doubts(doubt.nats[:n], doubt.wrong[:n]),
         **{"bits": BITS, **options},
     )
 
@@ -69,19 +69,22 @@ def whole(setting):
 def test_doubt_is_the_nats_to_flip_of_every_image_and_is_not_computed_twice(setting) -> None:
     model, _, _, x, labels, doubt = setting
     with torch.no_grad():
-        assert doubt == pytest.approx(nats_to_flip(model(x)).numpy(), rel=1e-4)
+        logits = model(x)
+    assert doubt.nats == pytest.approx(nats_to_flip(logits).numpy(), rel=1e-4)
+    assert doubt.wrong.tolist() == (logits.argmax(1) != labels).tolist()
     read: list[int] = []
 
     def reading(numbers):
         read.extend(numbers)
         return x[list(numbers)], labels[list(numbers)]
 
-    known = dict.fromkeys(range(0, N, 2), 0.5)
-    kept: dict[int, float] = {}
+    known = dict.fromkeys(range(0, N, 2), Doubt(0.5, wrong=None))
+    kept: dict[int, Doubt] = {}
     found = doubts(model, reading, N, known=known, keep=kept.update)
     assert read == list(range(1, N, 2))
     assert set(kept) == set(read)
-    assert found[::2].tolist() == [0.5] * (N // 2)
+    assert found.nats[::2].tolist() == [0.5] * (N // 2)
+    assert found.wrong is None  # some have no label
 
 
 def test_every_cell_is_in_the_table_and_says_how_many_images_it_saw(setting, whole) -> None:

@@ -148,8 +148,9 @@ def _range_words(choice: str) -> str:
 MODE_WORDS = {
     "exact": "exact: every module at every width on every image, one module at a time",
     "adaptive": "adaptive: rounds of images, those first that the model is least sure of; a module "
-    "at a width stops when its loss is known within the tolerance or cannot change a plan; "
-    "intervals allow for the repeated looking",
+    "at a width stops when the images it has not seen could change its loss by no more than the "
+    "tolerance, or when its share of the images is used up; intervals allow for the repeated "
+    "looking",
     "fast": "fast: the divergence of single modules is estimated to second order (Fisher "
     "information of the class probabilities) from one forward and one backward pass; their drop is "
     "not measured; whole plans are. Images are drawn by how unsure the model is of them; below 4 "

@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from torch import nn
 
 from vitsense.deadline import Deadline, TimeIsUpError
 from vitsense.formats import FormatLike, format_of
 from vitsense.progress import NO_PROGRESS, Progress
+from vitsense.sensitivity.doubt import Doubts
 from vitsense.sensitivity.ledger import Ledger, Span
 from vitsense.sensitivity.meter import Batch, Meter
 from vitsense.sensitivity.portions import ReadImages
@@ -43,16 +43,13 @@ from vitsense.settings import Part
 from vitsense.sites import SiteCatalog
 from vitsense.team import ALONE, Team
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 
 def measure_adaptive(
     model: nn.Module,
     catalog: SiteCatalog,
     quantizers: Quantizers,
     read: ReadImages,
-    doubt: NDArray[np.float64],
+    doubt: Doubts,
     *,
     bits: Sequence[FormatLike],
     parts: Sequence[Part] = (Part.BOTH,),
@@ -72,7 +69,7 @@ def measure_adaptive(
         catalog: Its sites.
         quantizers: Its grids.
         read: Opens evaluation images.
-        doubt: `nats_to_flip` of every evaluation image; see `vitsense.sensitivity.doubt`.
+        doubt: Of every evaluation image; see `vitsense.sensitivity.doubt`.
         bits: Widths, or names of formats.
         parts: What is quantized.
         rule: Tolerance, confidence and seed.
@@ -86,7 +83,7 @@ def measure_adaptive(
         MeasurementError: the full-precision model gives logits that are not finite.
     """
     rule = Rule() if rule is None else rule
-    strata = stratify(doubt, rule.seed)
+    strata = stratify(doubt.nats, rule.seed, doubt.wrong)
     ledger = Ledger() if ledger is None else ledger
     wanted = measurable(catalog, bits, parts)
     with Meter.open(

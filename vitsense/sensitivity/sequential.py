@@ -1,13 +1,13 @@
 """Intervals that stay honest when a cell is looked at again and again and stopped at will.
 
-Counts (images that change their class) use a confidence sequence that holds at all sample sizes at
-once: the parameters under which the Dirichlet mixture of the multinomial likelihood is less than
-1/alpha times as likely as the data (Robbins 1970; Lindon and Malek 2022, "Anytime-valid inference
-for multinomial count data"; Ville's inequality). It is exact and needs no number of looks.
-
-Mean divergences use Student's t on the logarithm, with alpha divided over a fixed number of looks
-(Bonferroni), because they are skewed and have no upper bound. That is an approximation, as every
-interval for an unbounded mean is: tests/unit/test_sequential.py shows its coverage by simulation.
+A cell is looked at after fixed rounds only, so alpha is divided over them (Bonferroni): whatever
+rule stops it, the interval at that round covers. Strata are put together by the method of variance
+estimates recovery (Zou and Donner 2008, "Construction of confidence limits about effect measures: a
+general approach"): distances of a stratum's limits from its estimate are added as the root of the
+sum of squares. The limits of a share are Jeffreys' (Brown, Cai and DasGupta 2001, "Interval
+estimation for a binomial proportion"); those of a mean divergence are Student's t on the logarithm,
+because divergences are skewed and have no upper bound. Neither is exact at a few images of a
+stratum: tests/unit/test_sequential.py shows by simulation that they cover.
 
 Both meet in one fact: an image whose divergence is below `nats_to_flip` keeps its class. So the
 share of images of a stratum that change is at most (upper end of the mean divergence) / (least nats
@@ -16,29 +16,24 @@ to flip), by Markov's inequality, which is far below what counting a few images 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import gammaln
-from scipy.stats import norm
+from scipy.stats import beta, norm
 from scipy.stats import t as student
 
 from vitsense.sensitivity.result import Outcome
+from vitsense.sensitivity.strata import Strata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
 
-CHANGED_PRIOR, SAME_PRIOR = 0.1, 4.0
-"""Dirichlet weights of an image that is lost (or gained) and of one that stays: few change."""
-
-# How alpha is divided: over the counts of each stratum, most doubtful first; over the mean
-# divergences that bound what counts cannot; over the strata's own sizes, which are a sample too.
-_COUNTS, _MEANS, _SIZES = (0.40, 0.20, 0.05, 0.05), 0.20, 0.10
-_BISECTIONS = 45
+_COUNTS, _MEANS = 0.8, 0.2
+"""How alpha is divided: over counts, and over mean divergences, which bound what counts cannot."""
 
 UPWARDS = 1.5
 """How much longer the upper end of a mean divergence is, on the logarithm.
@@ -58,21 +53,24 @@ class Sample:
     """Images in each stratum, seen or not, `(strata,)`."""
     floors: Array
     """Least nats that can change the class of an image of the stratum, `(strata,)`."""
+    wrong: Array | None = None
+    """Images of each stratum that full precision gets wrong, `(strata,)`; None if not known."""
 
     @classmethod
-    def of(
-        cls, outcomes: Sequence[Sequence[Outcome]], sizes: Sequence[int], floors: Sequence[float]
-    ) -> Sample:
+    def of(cls, outcomes: Sequence[Sequence[Outcome]], strata: Strata) -> Sample:
         """Gather outcomes by cell and stratum."""
         table = np.array([[o.to_list() for o in row] for row in outcomes], dtype=np.float64)
         names = [f.name for f in fields(Outcome)]
         return cls(
             {name: table[..., i] for i, name in enumerate(names)},
-            np.asarray(sizes, dtype=np.float64),
-            np.asarray(floors, dtype=np.float64),
+            np.asarray(strata.sizes, dtype=np.float64),
+            np.asarray(strata.floors, dtype=np.float64),
+            None if strata.wrong is None else np.asarray(strata.wrong, dtype=np.float64),
         )
 
     def __getitem__(self, name: str) -> Array:
+        if name == "changed":
+            return np.asarray(self.sums["n"] - self.sums["agree"])
         return self.sums[name]
 
     @property
@@ -122,35 +120,25 @@ def divergence(sample: Sample, looks: int, confidence: float) -> Estimates:
 
 def drop(sample: Sample, looks: int, confidence: float) -> Estimates:
     """Share of labelled images lost minus share gained, -1 to 1."""
-    n, lost, gained = sample["labelled"], sample["lost"], sample["gained"]
-    weights, alpha = sample.weights, 1 - confidence
-    most = most_that_flip(sample, looks, confidence)
-    low, high = difference_bounds(lost, gained, n, _alphas(alpha, n.shape[1]))
-    low, high = np.maximum(low, -most), np.minimum(high, most)
-    value = (weights * (lost - gained) / n).sum(axis=1)
-    shrunk = np.minimum((np.abs(lost - gained) + 1) / (n + 2), most)
-    slack = _sizes_error(sample, shrunk, alpha)
-    return Estimates(
-        value,
-        np.minimum((weights * low).sum(axis=1) - slack, value),
-        np.maximum((weights * high).sum(axis=1) + slack, value),
-    )
+    return _difference(sample, ("lost", "gained"), "labelled", looks, confidence)
 
 
 def flips(sample: Sample, looks: int, confidence: float) -> Estimates:
     """Share of images that change their class, 0 to 1."""
-    n, changed = sample["n"], sample["n"] - sample["agree"]
-    weights, alpha = sample.weights, 1 - confidence
-    most = most_that_flip(sample, looks, confidence)
-    low, high = share_bounds(changed, n, _alphas(alpha, n.shape[1]))
-    high = np.minimum(high, np.maximum(most, low))
-    value = (weights * changed / n).sum(axis=1)
-    slack = _sizes_error(sample, np.minimum((changed + 1) / (n + 2), most), alpha)
-    return Estimates(
-        value,
-        np.clip((weights * low).sum(axis=1) - slack, 0.0, value),
-        np.maximum((weights * high).sum(axis=1) + slack, value),
-    )
+    return _difference(sample, ("changed",), "n", looks, confidence)
+
+
+def drop_to_come(sample: Sample, looks: int, confidence: float) -> Estimates:
+    """The drop on the evaluation images themselves, of which some were not looked at yet.
+
+    Narrower than `drop`, which is about images like these: nothing of it is left when all are seen.
+    """
+    return _difference(sample, ("lost", "gained"), "labelled", looks, confidence, finite=True)
+
+
+def flips_to_come(sample: Sample, looks: int, confidence: float) -> Estimates:
+    """Share of the evaluation images themselves that change their class; see `drop_to_come`."""
+    return _difference(sample, ("changed",), "n", looks, confidence, finite=True)
 
 
 def sqnr_db(sample: Sample, looks: int, confidence: float) -> Estimates:
@@ -174,50 +162,93 @@ def sqnr_db(sample: Sample, looks: int, confidence: float) -> Estimates:
     return Estimates(value, value - half, value + half)
 
 
+def _difference(
+    sample: Sample,
+    counts: tuple[str, ...],
+    of: str,
+    looks: int,
+    confidence: float,
+    *,
+    finite: bool = False,
+) -> Estimates:
+    """Weighted share of the first count, less that of the second if there is one.
+
+    Source: Zou and Donner 2008 with weights; shares of one sample are correlated, as in Newcombe
+    1998 for paired proportions. `finite` shortens a stratum's distances by the root of the share
+    that was not looked at (finite population correction; Cochran 1977, 2.6).
+    """
+    n, weights = sample[of], sample.weights
+    alpha = (1 - confidence) / looks
+    most = most_that_flip(sample, looks, confidence)
+    can = _what_can(sample, alpha * _COUNTS, finite=finite)
+    ends = [
+        share_limits(sample[name], n, alpha * _COUNTS, np.minimum(most, can.get(name, 1.0)))
+        for name in counts
+    ]
+    ends.append(Estimates(*np.zeros((3, *n.shape))))  # without a second count nothing is taken off
+    plus, minus = ends[0], ends[1]
+    together = 2 * np.sqrt(_odds(plus.value, n) * _odds(minus.value, n))
+
+    def squares(a: Array, b: Array) -> Array:
+        return np.asarray(a**2 + b**2 + (together * a * b if len(counts) > 1 else 0))
+
+    down = squares(plus.value - plus.low, minus.high - minus.value)
+    up = squares(plus.high - plus.value, minus.value - minus.low)
+    shares = plus.value - minus.value
+    value = (weights * shares).sum(axis=1)
+    left = 1 - n / sample.sizes if finite else np.ones_like(n)
+    sizes = np.zeros(len(n))
+    if not finite:
+        sizes = _sizes_variance(sample, shares, most, n) * norm.ppf(1 - alpha * _COUNTS / 2) ** 2
+    low, high = (np.sqrt((weights**2 * left * d).sum(axis=1) + sizes) for d in (down, up))
+    least = -1.0 if len(counts) > 1 else 0.0
+    return Estimates(value, np.maximum(value - low, least), np.minimum(value + high, 1.0))
+
+
+def _what_can(sample: Sample, alpha: float, *, finite: bool) -> dict[str, Array]:
+    """Upper limits of what can be gained and lost: only wrong images are gained, right ones lost.
+
+    Full precision saw all evaluation images, so this is known far better than what changes.
+    """
+    if sample.wrong is None:
+        return {}
+    sizes, free = sample.sizes, np.array(1.0)
+    wrong = sample.wrong / sizes
+    if finite:
+        return {"gained": wrong, "lost": 1 - wrong}
+    limits = share_limits(sample.wrong, sizes, alpha, free)
+    return {"gained": limits.high, "lost": 1 - limits.low}
+
+
+def share_limits(counts: Array, n: Array, alpha: float, most: Array) -> Estimates:
+    """A share with Jeffreys' limits, and at most ``most`` or what was seen; arrays broadcast.
+
+    Source: Brown, Cai and DasGupta 2001, 4.1, with their change at counts of 0 and ``n``.
+    """
+    low = beta.ppf(alpha / 2, counts + 0.5, n - counts + 0.5)
+    high = beta.ppf(1 - alpha / 2, counts + 0.5, n - counts + 0.5)
+    low, high = np.where(counts > 0, low, 0.0), np.where(counts < n, high, 1.0)
+    value = counts / n
+    return Estimates(value, np.asarray(low), np.maximum(np.minimum(high, most), value))
+
+
 def most_that_flip(sample: Sample, looks: int, confidence: float) -> Array:
-    """Upper bound of the share of a stratum's images that change class, `(cells, strata)`.
+    """Upper limit of the share of a stratum's images that change class, `(cells, strata)`.
 
     Markov's inequality on the upper end of the stratum's mean divergence.
     """
     n = sample["n"]
     means, variances = _moments(sample)
-    alpha = (1 - confidence) * _MEANS / looks / n.shape[1]
-    quantile = student.ppf(1 - alpha, np.maximum(n - 1, 1))
+    quantile = student.ppf(1 - (1 - confidence) * _MEANS / looks, np.maximum(n - 1, 1))
     upper = _on_the_logarithm(means, quantile * np.sqrt(variances / n)).high
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num(upper / sample.floors, nan=0.0, posinf=1.0).clip(max=1.0)
 
 
-def difference_bounds(lost: Array, gained: Array, n: Array, alpha: Array) -> tuple[Array, Array]:
-    """Anytime-valid ends for P(lost) - P(gained) of multinomial counts; arrays broadcast."""
-    same = n - lost - gained
-    priors = (CHANGED_PRIOR, CHANGED_PRIOR, SAME_PRIOR)
-    least = _log_mixture((lost, gained, same), priors) + np.log(alpha)
-    centre = (lost - gained) / n
-
-    def inside(d: Array) -> NDArray[np.bool_]:
-        linear = (lost + gained) * (1 - d) - 2 * d * (gained + same)
-        q = (linear + np.sqrt(np.maximum(linear**2 + 8 * n * gained * d * (1 - d), 0))) / (4 * n)
-        q = np.clip(np.nan_to_num(q), np.maximum(0.0, -d), (1 - d) / 2)
-        likely = _xlogy(lost, q + d) + _xlogy(gained, q) + _xlogy(same, 1 - 2 * q - d)
-        return np.asarray(likely >= least)
-
-    return _edge(inside, centre, -1.0), _edge(inside, centre, 1.0)
-
-
-def share_bounds(changed: Array, n: Array, alpha: Array) -> tuple[Array, Array]:
-    """Anytime-valid ends for the probability of binomial counts; arrays broadcast."""
-    least = _log_mixture((changed, n - changed), (CHANGED_PRIOR, SAME_PRIOR)) + np.log(alpha)
-
-    def inside(p: Array) -> NDArray[np.bool_]:
-        return np.asarray(_xlogy(changed, p) + _xlogy(n - changed, 1 - p) >= least)
-
-    return _edge(inside, changed / n, 0.0), _edge(inside, changed / n, 1.0)
-
-
-def _alphas(alpha: float, strata: int) -> Array:
-    shares = np.array(_COUNTS[:strata])
-    return np.asarray(alpha * sum(_COUNTS) * shares / shares.sum())
+def _odds(share: Array, n: Array) -> Array:
+    """Odds of a share, kept off zero and one by half an image."""
+    shrunk = (share * n + 0.5) / (n + 1)
+    return np.asarray(shrunk / (1 - shrunk))
 
 
 def _moments(sample: Sample) -> tuple[Array, Array]:
@@ -235,31 +266,12 @@ def _on_the_logarithm(value: Array, half: Array) -> Estimates:
         return Estimates(value, value * np.exp(-relative), value * np.exp(UPWARDS * relative))
 
 
-def _sizes_error(sample: Sample, shares: Array, alpha: float) -> Array:
-    """What the sampling of the strata's sizes adds to an interval (multinomial, normal)."""
+def _sizes_variance(sample: Sample, shares: Array, most: Array, n: Array) -> Array:
+    """What the sampling of the strata's sizes adds to a variance (multinomial).
+
+    Shares of a few images are taken as no smaller than one image more would make them.
+    """
     weights = sample.weights
-    spread = (weights * shares**2).sum(axis=1) - ((weights * shares).sum(axis=1)) ** 2
-    quantile = float(norm.ppf(1 - alpha * _SIZES / 2))
-    return np.asarray(quantile * np.sqrt(np.maximum(spread, 0) / sample.sizes.sum()))
-
-
-def _log_mixture(counts: tuple[Array, ...], priors: tuple[float, ...]) -> Array:
-    """Log of the likelihood averaged over the Dirichlet prior."""
-    total, n = sum(priors), np.asarray(sum(counts))
-    parts = sum(gammaln(a + x) - gammaln(a) for a, x in zip(priors, counts, strict=True))
-    return np.asarray(gammaln(total) - gammaln(total + n) + parts)
-
-
-def _xlogy(x: Array, y: Array) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(x > 0, x * np.log(np.maximum(y, 0)), 0.0))
-
-
-def _edge(inside: Callable[[Array], NDArray[np.bool_]], centre: Array, end: float) -> Array:
-    """Where ``inside`` ends between ``centre`` (inside) and ``end``, by bisection."""
-    near, far = np.array(centre, dtype=np.float64), np.full(np.shape(centre), end)
-    for _ in range(_BISECTIONS):
-        middle = (near + far) / 2
-        held = inside(middle)
-        near, far = np.where(held, middle, near), np.where(held, far, middle)
-    return np.asarray(far)
+    shrunk = np.minimum((np.abs(shares) * n + 1) / (n + 2), np.maximum(most, np.abs(shares)))
+    spread = (weights * shrunk**2).sum(axis=1) - ((weights * shrunk).sum(axis=1)) ** 2
+    return np.asarray(np.maximum(spread, 0) / sample.sizes.sum())

@@ -21,7 +21,7 @@ from vitsense.sites import SiteCatalog
 FIRST_ROUND = 32
 """Images of the first round; every round doubles what was seen."""
 
-EFFORT, EFFORT_IMAGES = 0.1, 100
+EFFORT, EFFORT_IMAGES = 0.13, 130
 """What all rounds may take on average: this share of the images, or so many images, per cell."""
 
 
@@ -30,9 +30,9 @@ class Rule:
     """What is asked of an adaptive sweep."""
 
     tolerance: float = 0.5
-    """A drop is known when its interval is this narrow either way, percentage points."""
+    """A drop is known when the images not looked at can move it this far at most, points."""
     confidence: float = 0.95
-    """Of the intervals that decide; the table's are always of 95 %."""
+    """Of that and of every other interval that decides; the table's are always of 95 %."""
     seed: int = 0
 
 
@@ -57,7 +57,7 @@ class Judged:
 
     cells: tuple[Cell, ...]
     drop: Estimates
-    """Share of images lost minus gained; changed images where there are no labels."""
+    """On the evaluation images: lost minus gained; changed ones where there are no labels."""
     kl: Estimates
 
     def at(self, wanted: Sequence[Cell]) -> list[int]:
@@ -75,13 +75,13 @@ def sample_of(
         ends = zip(strata.edges, counts[cell], strict=False)
         parts = [ledger.outcome(cell, Span(start, start + n)) for start, n in ends]
         rows.append([part or Outcome() for part in parts])
-    return Sample.of(rows, strata.sizes, strata.floors)
+    return Sample.of(rows, strata)
 
 
 def judge(cells: Sequence[Cell], sample: Sample, looks: int, confidence: float) -> Judged:
     """Estimates of cells from their sample."""
     labelled = bool((sample["labelled"] > 0).all())
-    loss = sequential.drop if labelled else sequential.flips
+    loss = sequential.drop_to_come if labelled else sequential.flips_to_come
     return Judged(
         tuple(cells),
         loss(sample, looks, confidence),
@@ -106,10 +106,12 @@ def undecided(
     """Active cells that should see more images, most valuable first.
 
     First come cells that could change a plan, by what not knowing them costs; then cells whose drop
-    is not known within the tolerance and not surely beyond it, nearest to being known first.
+    on the evaluation images is not known within the tolerance and not surely beyond it, nearest to
+    being known first.
     """
     limit = rule.tolerance / 100
-    half = (judged.drop.high - judged.drop.low) / 2
+    ends = (judged.drop.high - judged.drop.value, judged.drop.value - judged.drop.low)
+    half = np.maximum(*ends)
     value = _plan_value(judged, catalog, rule, part)
     rows = judged.at(active)
     deciding_ones = sorted((i for i in rows if value[i] > 0), key=lambda i: (-value[i], i))

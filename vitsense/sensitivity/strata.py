@@ -46,6 +46,8 @@ class Strata:
     floors: tuple[float, ...]
     """Per stratum, the least divergence that can change the class of one of its images, nats."""
     effort: tuple[float, ...]
+    wrong: tuple[int, ...] | None = None
+    """Images of each stratum that full precision gets wrong; None without labels."""
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -86,12 +88,15 @@ class Strata:
         ]
 
 
-def stratify(doubt: NDArray[np.float64], seed: int) -> Strata:
+def stratify(
+    doubt: NDArray[np.float64], seed: int, wrong: NDArray[np.bool_] | None = None
+) -> Strata:
     """Group images by `vitsense.numerics.distance.nats_to_flip`, smallest first.
 
     Args:
         doubt: Nats to flip, of each evaluation image.
         seed: Decides the order within strata.
+        wrong: Images that full precision gets wrong, where it is known.
     """
     ranked = np.argsort(doubt, kind="stable")
     ends = np.rint(np.cumsum(SHARES) * len(doubt)).astype(int)
@@ -111,4 +116,5 @@ def stratify(doubt: NDArray[np.float64], seed: int) -> Strata:
         edges=tuple(edges),
         floors=tuple(float(doubt[group].min()) for group in groups),
         effort=tuple(effort),
+        wrong=None if wrong is None else tuple(int(wrong[group].sum()) for group in groups),
     )
