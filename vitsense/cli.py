@@ -105,6 +105,8 @@ def run(arguments: Sequence[str]) -> int:
             )
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  never a bare traceback
             return _ended(session, error)
+        except SystemExit:  # click's only one: the reader of help went away (``| head``)
+            return 0
     return code if isinstance(code, int) else 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +20,8 @@ def reachable_or_explained(name: str) -> Iterator[None]:
         if "no pretrained weights" in str(error).lower():
             raise InputMissingError(
                 f"There are no pretrained weights of {name}: give weights from a file with "
-                "--checkpoint, choose another model, or use --weights random."
+                "--checkpoint, choose another model, or try the mechanics with vitsense analyze "
+                "--weights random."
             ) from error
         if not _is_unreachable(error):
             raise
@@ -26,36 +29,35 @@ def reachable_or_explained(name: str) -> Iterator[None]:
             f"The pretrained weights of {name} could not be fetched from their hub "
             f"({type(error).__name__}). You can: (1) give weights from a file with --checkpoint; "
             "(2) connect to the network, or set HF_HOME to a cache that has them; (3) try the "
-            "mechanics with --weights random."
+            "mechanics with vitsense analyze --weights random."
         ) from error
 
 
 @contextmanager
 def offline_if_unreachable() -> Iterator[None]:
-    """Let the hub's client look only into its cache when one short request gets no answer."""
+    """Let the hub's client look only into its cache when one short request gets no answer.
+
+    ``HF_HUB_ETAG_TIMEOUT``, the hub's own variable, waits longer for it; ``HF_HUB_OFFLINE`` asks
+    nobody.
+    """
     import logging
     import socket
-    import urllib.error
-    import urllib.request
 
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
     loggers = [logging.getLogger(n) for n in ("timm", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
-    if not before:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310  https
-        try:
-            with urllib.request.urlopen(request, timeout=5):  # noqa: S310
-                pass
-        except urllib.error.HTTPError:
-            pass  # an answer, whatever it says
-        except OSError:
-            constants.HF_HUB_OFFLINE = True
+    own = "HF_HUB_ETAG_TIMEOUT" in os.environ
+    answered = before or _answers(
+        constants.ENDPOINT, constants.HF_HUB_ETAG_TIMEOUT if own else _PATIENCE
+    )
+    constants.HF_HUB_OFFLINE = before or not answered
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)  # torchvision's downloader would wait for ever
+    # torchvision's downloader would wait for ever, and meets every address of a name in turn
+    socket.setdefaulttimeout(10 if answered else 3)
     try:
         yield
     finally:
@@ -63,6 +65,37 @@ def offline_if_unreachable() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+_PATIENCE = 5.0
+"""Seconds in which a hub that can be reached answers."""
+
+
+def _answers(address: str, seconds: float) -> bool:
+    """Whether anything comes back within so many seconds, in all.
+
+    A thread waits, because a time limit of a request is for each of a name's addresses (a dozen),
+    and none holds while the name is looked up.
+    """
+    import urllib.error
+    import urllib.request
+
+    came: list[bool] = []
+
+    def ask() -> None:
+        request = urllib.request.Request(address, method="HEAD")  # noqa: S310  https
+        try:
+            with urllib.request.urlopen(request, timeout=seconds):  # noqa: S310
+                came.append(True)
+        except urllib.error.HTTPError:
+            came.append(True)  # an answer, whatever it says
+        except OSError:
+            pass
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return bool(came)
 
 
 _HUB_PACKAGES = (

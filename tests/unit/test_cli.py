@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -439,3 +440,16 @@ def test_waiting_threads_sleep_unless_the_user_decided(
         cli.main()
     assert os.environ["OMP_WAIT_POLICY"] == kept
     assert asked == [True]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["analyze", "--help"], ["--version"]])
+def test_a_reader_of_help_that_went_away_is_no_error(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    stream = os.fdopen(writing, "w", buffering=1)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert cli.run(arguments) == 0
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()

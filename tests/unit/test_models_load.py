@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import urllib.error
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch import nn
 
 from vitsense.data import check_labels, open_source
 from vitsense.errors import InputMissingError, MeasurementError, UserInputError
+from vitsense.hub_access import offline_if_unreachable
 from vitsense.models import Family, LoadedModel, family_of, load_model
 from vitsense.settings import ModelRequest, WeightSource
 
@@ -151,6 +153,28 @@ def test_a_hub_out_of_reach_names_the_three_ways_out_and_soon(name: str) -> None
         assert way in str(caught.value)
     assert constants.HF_HUB_OFFLINE is False
     assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_hub_that_never_answers_is_waited_for_as_long_as_its_own_variable_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from huggingface_hub import constants
+
+    over = threading.Event()
+
+    def hang(*_: Any, **__: Any) -> None:
+        over.wait(30)
+        raise urllib.error.URLError("timed out")
+
+    monkeypatch.setattr("urllib.request.urlopen", hang)
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "1")
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+    started = time.monotonic()
+    with offline_if_unreachable():
+        assert constants.HF_HUB_OFFLINE is True
+    assert time.monotonic() - started < 5
+    over.set()
 
 
 @pytest.mark.usefixtures("no_network")

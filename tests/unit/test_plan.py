@@ -344,3 +344,15 @@ def test_a_large_classifier_is_unpinned_where_8_bits_for_it_leave_too_little() -
     assert solved is problem
     assert "narrowest" in note
     assert recommend(problem, Budget.parse("avg-bits=7.9"), curve)[2] == ""
+
+
+def test_a_plan_with_a_part_in_full_precision_is_read_as_it_was_written(tmp_path: Path) -> None:
+    modules = (
+        ModulePlan(name="a", bits=4, activation="float"),
+        ModulePlan(name="b", bits=8, weight="float", activation="uint8"),
+        ModulePlan(name="c", bits=3, weight="float", activation="float"),
+    )
+    plan = Plan(modules=modules)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert plan.formats == {"a": "int4", "b": "int8", "c": "int3"}

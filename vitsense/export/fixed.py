@@ -16,7 +16,7 @@ from vitsense.numerics.fake_quant import dequantize, fake_quantize, quantize
 from vitsense.numerics.grid import Format, Grid
 from vitsense.numerics.log2 import Log2Grid
 from vitsense.observe import Visit, observing, preserved
-from vitsense.plan.plan import ModulePlan, Plan
+from vitsense.plan.plan import FLOAT, ModulePlan, Plan
 from vitsense.sensitivity.groups import includes
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.settings import Part, QuantSettings
@@ -145,7 +145,7 @@ def site_formats(plan: Plan, catalog: SiteCatalog) -> dict[Site, str]:
         for module in catalog
         if module.name in planned
         for site in module.sites
-        if includes(part, site)
+        if includes(part, site) and _format(planned[module.name], site) != FLOAT
     }
 
 

@@ -16,6 +16,9 @@ from vitsense.runfolder import atomic_write, json_text, read_json
 PLAN_SCHEMA = "vitsense.plan/1"
 """Schema of a plan; a larger number after the slash is a newer version's."""
 
+FLOAT = "float"
+"""Format of a module's weight or activation that stays in full precision; set from Python."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModulePlan:
@@ -25,7 +28,7 @@ class ModulePlan:
     bits: int
     role: str = ""
     weight: str | None = None
-    """Format of the weight, ``int4`` or ``mxfp4``; None for products."""
+    """Format of the weight, ``int4`` or ``mxfp4``; None for products; see `FLOAT`."""
     activation: str | None = None
     """Format of the activations, ``uint4`` or ``mxfp4``."""
     pinned: bool = False
@@ -35,8 +38,8 @@ class ModulePlan:
     @property
     def format(self) -> str:
         """The format that was measured: ``int4`` for int4 weights and uint4 activations."""
-        named = self.weight or self.activation or f"int{self.bits}"
-        return named.removeprefix("u")
+        named = [form for form in (self.weight, self.activation) if form and form != FLOAT]
+        return (named or [f"int{self.bits}"])[0].removeprefix("u")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from vitsense.discover import find_sites
 from vitsense.errors import MeasurementError, SiteMismatchError, UserInputError
 from vitsense.numerics.grid import Format, Grid
 from vitsense.observe.lasting import Intercepted
-from vitsense.plan.plan import ModulePlan, Plan
+from vitsense.plan.plan import FLOAT, ModulePlan, Plan
 from vitsense.qat.calibrate import activation_quantizer, calibrate, weight_quantizer
 from vitsense.qat.operations import QuantizedOperations, rows_of
 from vitsense.qat.quantizers import FixedQuantizer, LearnedQuantizer, Quantizer
@@ -23,9 +23,6 @@ from vitsense.qat.rounding import Rounding
 from vitsense.qat.settings import QatSettings
 from vitsense.settings import Granule
 from vitsense.sites import Site, SiteCatalog, SiteModule
-
-FLOAT = "float"
-"""Format of a plan's weight or activation that stays in full precision."""
 
 
 def state_name(site: str) -> str:

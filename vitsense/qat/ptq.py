@@ -8,9 +8,8 @@ from torch import Tensor
 
 from vitsense.discover import find_sites
 from vitsense.models import LoadedModel
-from vitsense.plan.plan import Plan
+from vitsense.plan.plan import FLOAT, Plan
 from vitsense.qat.evaluate import Evaluation
-from vitsense.qat.prepare import FLOAT
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.sensitivity.result import Outcome
 from vitsense.sensitivity.sweep import measure_joint

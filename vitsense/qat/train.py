@@ -20,13 +20,13 @@ from vitsense.errors import (
     UserInputError,
 )
 from vitsense.models import LoadedModel, load_model
-from vitsense.plan.plan import Plan
+from vitsense.plan.plan import FLOAT, Plan
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.qat.batches import StepSource
 from vitsense.qat.engine import Engine
 from vitsense.qat.evaluate import Evaluation, outcome_row
 from vitsense.qat.looks import WeightFacts, oscillation_row, scales_row, weight_facts
-from vitsense.qat.prepare import FLOAT, QuantizedModel, prepare_qat
+from vitsense.qat.prepare import QuantizedModel, prepare_qat
 from vitsense.qat.processes import Accelerator, make_accelerator, outcome_over_processes
 from vitsense.qat.ptq import ptq_outcome
 from vitsense.qat.request import QatRequest, refuse_changed
