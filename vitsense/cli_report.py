@@ -47,13 +47,14 @@ if TYPE_CHECKING:
     type=click.Choice(["csv", "parquet"]),
     default="csv",
     show_default=True,
-    help="parquet: the tables as Parquet too, beside the CSV (needs pyarrow).",
+    help="parquet: the run's tables as Parquet too, with the report (needs pyarrow).",
 )
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Of a comparison [default: vitsense-runs/comparisons/RUN-to-SECOND].",
+    help="Write the files here [default: RUN; of two runs: "
+    "vitsense-runs/comparisons/RUN-to-SECOND].",
 )
 @click.option("--model", metavar="KEY", help="Of a comparison: only this model.")
 @click.option(
@@ -79,7 +80,7 @@ def report(
     show: bool,
     as_json: bool,
 ) -> None:
-    """Write the report of RUN (default: the newest in vitsense-runs) into its folder.
+    """Write the report of RUN (default: the newest in vitsense-runs) into its folder or --out.
 
     With two runs of one model: what changed from RUN to SECOND, in a folder of its own. The runs
     may differ in weights, images, settings or version.
@@ -125,10 +126,9 @@ def _written(
 
     if len(found) == 2:
         return write_comparison(found[0], found[1], out, model=model, **options)
-    if out is not None or model is not None:
-        option = "--out" if out is not None else "--model"
+    if model is not None:
         raise UserInputError(
-            f"{option} is for a comparison: name a second run. The report of one run holds all its "
-            "models and is written into its folder."
+            "--model is for a comparison: name a second run. The report of one run holds all its "
+            "models."
         )
-    return write_report(found[0], **options)
+    return write_report(found[0], out, **options)

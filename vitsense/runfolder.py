@@ -137,12 +137,19 @@ class RunFolder:
                 keep_default_na=False,
                 na_values={key: [""] for key in columns if key not in text},
             )
-            return frame[list(columns)].astype(dict(columns))
+            missing = [key for key in columns if key not in frame.columns]
+            if not missing:
+                return frame[list(columns)].astype(dict(columns))
         except (ValueError, KeyError, TypeError) as error:
             raise UserInputError(
                 f"{path} cannot be read ({error}); run vitsense analyze again with --out "
                 f"{self.path}."
             ) from error
+        raise UserInputError(
+            f"{path} lacks the columns {', '.join(missing)}: it is damaged or of another version of "
+            f"vitsense. Run vitsense analyze again with --out {self.path}, or use that version "
+            "(run.json names it)."
+        )
 
     def write_table(self, name: str, frame: pd.DataFrame) -> None:
         """Replace a table; its columns must be those of the schema."""

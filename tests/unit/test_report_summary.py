@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import html5lib
@@ -32,7 +34,23 @@ def test_markdown_holds_warnings_cards_worst_modules_and_the_command(run: RunFol
     for k in model.worst[:5]:
         assert f"| {plain(model.rows[k].name)} | {model.rows[k].label} |" in text
     assert document.commands[0] in text
-    assert "<" not in text.replace("\\<", "").split("```")[0]
+    ours = re.compile(r"</?details>|<summary>\d+ more</summary>")
+    assert "<" not in ours.sub("", text.replace("\\<", "")).split("```")[0]
+    assert all(plain(headline) in text for headline, _ in document.findings)
+
+
+def test_markdown_says_what_cells_are_and_marks_noise_only_where_it_is_of_the_loss(
+    run: RunFolder,
+) -> None:
+    model = compose(run).models[0]
+    document = replace(compose(run), models=(replace(model, by_divergence=True),))
+    row = model.rows[model.worst[0]]
+    cells = " | ".join(plain(cell.text) for cell in row.cells)
+    assert f"| {plain(row.name)} | {row.label} | {cells} |" in render_markdown(document)
+    assert "costs this divergence (nats):" in render_markdown(document)
+    cells = " | ".join(plain(cell.shown) for cell in row.cells)
+    assert f"| {plain(row.name)} | {row.label} | {cells} |" in render_markdown(compose(run))
+    assert "in parentheses: not distinguishable from zero" in render_markdown(compose(run))
 
 
 def test_every_row_of_a_markdown_table_has_as_many_cells_as_its_head(run: RunFolder) -> None:
@@ -45,8 +63,6 @@ def test_every_row_of_a_markdown_table_has_as_many_cells_as_its_head(run: RunFol
 
 @pytest.mark.parametrize("text", ["a_b*c*", "<img>", "| x", "#5", "@name", "`c`", "[a](b)", "$x$"])
 def test_signs_of_markdown_are_escaped(text: str) -> None:
-    import re
-
     assert not re.search(r"(?<!\\)[`*_<>|#@\[\]$]", plain(text))
     assert plain(text).replace("\\", "") == text
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from report_fixture import make_run
 
+from vitsense.cli import run as call
 from vitsense.errors import UserInputError
 from vitsense.report import compose, write_report
 from vitsense.report.html import template_root
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 _WRITE = """
 import sys
 from pathlib import Path
+from vitsense.cli import run as call
 from vitsense.report import write_report
 from vitsense.runfolder import RunFolder
 write_report(RunFolder.open(Path(sys.argv[1])))
@@ -52,6 +54,15 @@ def test_all_three_files_are_written_and_named(run: RunFolder) -> None:
 def test_one_format_alone(run: RunFolder, options: dict[str, bool], names: list[str]) -> None:
     assert [path.name for path in write_report(run, **options)] == names
     assert sorted(p.name for p in run.path.glob("report.*")) == sorted(names)
+
+
+def test_with_another_folder_the_run_is_only_read(run: RunFolder, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    out = tmp_path / "there"
+    formats = ["--format", "md", "--tables", "parquet"]
+    assert call(["report", str(run.path), "--out", str(out), *formats]) == 0
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+    assert {"report.json", "report.md", "sensitivity.parquet"} <= {p.name for p in out.iterdir()}
 
 
 def test_writing_twice_gives_the_same_files_and_nothing_else(run: RunFolder) -> None:

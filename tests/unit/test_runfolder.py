@@ -155,13 +155,19 @@ def test_module_names_that_look_like_values_stay_text(run: RunFolder, text: str)
     assert list(run.table("pareto_bits")["module"]) == [text, text]
 
 
-@pytest.mark.parametrize(
-    "content", ["model,module\nvit,x\n", "", "model,point,module,bits\nvit,one,x,4\n", "\0"]
-)
+@pytest.mark.parametrize("content", ["", "model,point,module,bits\nvit,one,x,4\n", "\0"])
 def test_a_damaged_table_is_refused_by_name(run: RunFolder, content: str) -> None:
     (run.path / "pareto_bits.csv").write_text(content)
-    with pytest.raises(UserInputError, match=r"pareto_bits\.csv cannot be read"):
+    with pytest.raises(
+        UserInputError, match=r"pareto_bits\.csv (cannot be read|lacks the columns)"
+    ):
         run.table("pareto_bits")
+
+
+def test_a_table_of_another_version_is_refused_with_what_it_lacks(run: RunFolder) -> None:
+    (run.path / "groups.csv").write_text("model,by,group\nvit,role,ffn\n")
+    with pytest.raises(UserInputError, match=r"groups\.csv lacks the columns .*members.*version"):
+        run.table("groups")
 
 
 def test_arrays_come_back_exactly(run: RunFolder) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vitsense.errors import UserInputError
 from vitsense.report.compose import compose
-from vitsense.report.document import Card, Document, ModelReport, Status
+from vitsense.report.document import Card, Document, HeatCell, ModelReport, Status
 from vitsense.report.formatters import visible
 from vitsense.report.heatmap import heatmap
 from vitsense.report.runs_document import ModelChange, RunsDocument
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SYMBOLS = {Status.GOOD: "●", Status.CAUTION: "▲", Status.BAD: "■", Status.PLAIN: "○"}
-_MOST_FINDINGS = 8
+_FINDINGS = 3
+"""Findings that are read without unfolding the others."""
 
 
 def render_markdown(document: Document) -> str:
@@ -33,8 +34,7 @@ def render_markdown(document: Document) -> str:
         lines += [f"- {plain(line)}" for line in model.verdict]
         lines += ["", *_worst(model)]
     if document.findings:
-        lines += ["", "### Findings", ""]
-        lines += [f"- **{plain(h)}.** {plain(b)}" for h, b in document.findings[:_MOST_FINDINGS]]
+        lines += ["", "### Findings", "", *_findings(document.findings)]
     lines += ["", "### How to get these numbers again", ""]
     lines += ["```", *(visible(command) for command in document.commands), "```"]
     return "\n".join(lines) + "\n"
@@ -73,6 +73,15 @@ def _cards(model: ModelReport | ModelChange) -> list[str]:
     return _table(("", "Value", "95 % interval and more", ""), rows)
 
 
+def _findings(found: Sequence[tuple[str, str]]) -> list[str]:
+    lines = [f"- **{plain(headline)}.** {plain(numbers)}" for headline, numbers in found]
+    more = len(lines) - _FINDINGS
+    if more <= 0:
+        return lines
+    fold = ["", f"<details><summary>{more} more</summary>", ""]
+    return [*lines[:_FINDINGS], *fold, *lines[_FINDINGS:], "", "</details>"]
+
+
 def _word(card: Card) -> str:
     return f"{_SYMBOLS[card.status]} {card.word}" if card.word else ""
 
@@ -81,11 +90,21 @@ def _worst(model: ModelReport) -> list[str]:
     """The five most sensitive modules in every format, and what the plan gives them."""
     labels = [label for label, _ in model.columns]
     rows = [
-        (plain(row.name), row.label, *(plain(cell.shown) for cell in row.cells))
+        (plain(row.name), row.label, *(plain(_cell(model, cell)) for cell in row.cells))
         for row in (model.rows[k] for k in model.worst[:5])
     ]
     heads = (label + " bit" if label.isdecimal() else label for label in labels)
-    return _table(("Most sensitive modules", "Plan", *heads), rows)
+    what = (
+        "divergence (nats)"
+        if model.by_divergence
+        else f"{model.loss} ({model.loss_unit}; in parentheses: not distinguishable from zero)"
+    )
+    said = f"Quantized alone, each of the most sensitive modules costs this {what}:"
+    return [plain(said), "", *_table(("Module", "Plan", *heads), rows)]
+
+
+def _cell(model: ModelReport, cell: HeatCell) -> str:
+    return cell.text if model.by_divergence else cell.shown
 
 
 class Run:

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from vitsense.runfolder import RunFolder
 
 
-def write_parquet_tables(run: RunFolder) -> list[Path]:
-    """Every table that the run has, as ``<table>.parquet`` beside its CSV, with the same columns.
+def write_parquet_tables(run: RunFolder, folder: Path) -> list[Path]:
+    """Every table that the run has, as ``<table>.parquet`` in a folder, with the same columns.
 
     Raises:
         InputMissingError: pyarrow is not installed.
         UserInputError: a table is damaged, or the folder cannot be written.
     """
     names = [name for name in SCHEMAS if (run.path / f"{name}.csv").is_file()]
-    return [write_parquet(run.path / f"{name}.parquet", run.table(name)) for name in names]
+    return [write_parquet(folder / f"{name}.parquet", run.table(name)) for name in names]
 
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vitsense.report.compose import compose
 from vitsense.report.figures import pictures
@@ -11,14 +10,12 @@ from vitsense.report.html import render_html
 from vitsense.report.pdf import render_pdf
 from vitsense.report.summary import render_markdown
 from vitsense.report.tables import write_parquet_tables
-from vitsense.runfolder import atomic_write, json_text
-
-if TYPE_CHECKING:
-    from vitsense.runfolder import RunFolder
+from vitsense.runfolder import RunFolder, atomic_write, json_text
 
 
 def write_report(
     run: RunFolder,
+    out: Path | None = None,
     *,
     html: bool = True,
     pdf: bool = True,
@@ -30,11 +27,13 @@ def write_report(
 
     Args:
         run: Must hold finished measurements.
+        out: Folder for the files, made if it is not there; None is the run's own. With another one
+            the run is only read.
         html: Write ``report.html``.
         pdf: Write ``report.pdf``.
         markdown: Write ``report.md``, a summary for a pull request.
         paper: Of the PDF: ``a4`` or ``us-letter``.
-        parquet: Write every table as ``<table>.parquet`` beside its CSV.
+        parquet: Write every table as ``<table>.parquet`` too.
 
     Returns:
         The files, ``report.json`` first.
@@ -45,17 +44,18 @@ def write_report(
     """
     document = compose(run)
     drawn = pictures(document) if html or pdf else {}
-    written = [run.path / "report.json"]
+    folder = run.path if out is None else RunFolder.at(out).path
+    written = [folder / "report.json"]
     atomic_write(written[0], json_text(document.to_json()))
     if html:
-        written.append(run.path / "report.html")
+        written.append(folder / "report.html")
         atomic_write(written[-1], render_html(document, drawn))
     if pdf:
-        written.append(run.path / "report.pdf")
+        written.append(folder / "report.pdf")
         atomic_write(written[-1], render_pdf(document, drawn, paper=paper))
     if markdown:
-        written.append(run.path / "report.md")
+        written.append(folder / "report.md")
         atomic_write(written[-1], render_markdown(document))
     if parquet:
-        written += write_parquet_tables(run)
+        written += write_parquet_tables(run, folder)
     return written
