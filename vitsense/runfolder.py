@@ -146,9 +146,9 @@ class RunFolder:
                 f"{self.path}."
             ) from error
         raise UserInputError(
-            f"{path} lacks the columns {', '.join(missing)}: it is damaged or of another version of "
-            f"vitsense. Run vitsense analyze again with --out {self.path}, or use that version "
-            "(run.json names it)."
+            f"{path} lacks the columns {', '.join(missing)}: it is damaged, or another version of "
+            f"vitsense wrote it. Run vitsense analyze again with --out {self.path}, or use that "
+            "version (run.json names it)."
         )
 
     def write_table(self, name: str, frame: pd.DataFrame) -> None:

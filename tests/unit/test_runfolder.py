@@ -158,9 +158,7 @@ def test_module_names_that_look_like_values_stay_text(run: RunFolder, text: str)
 @pytest.mark.parametrize("content", ["", "model,point,module,bits\nvit,one,x,4\n", "\0"])
 def test_a_damaged_table_is_refused_by_name(run: RunFolder, content: str) -> None:
     (run.path / "pareto_bits.csv").write_text(content)
-    with pytest.raises(
-        UserInputError, match=r"pareto_bits\.csv (cannot be read|lacks the columns)"
-    ):
+    with pytest.raises(UserInputError, match=r"pareto_bits\.csv (cannot be|lacks)"):
         run.table("pareto_bits")
 
 

@@ -153,6 +153,7 @@ def _details(changes: RunChanges, form: NumberFormat, place: int) -> Section:
         Table(
             title=f"Both runs at {form.words}, the largest change of divergence first{few}",
             head=head,
+            code=True,
             rows=tuple(_detail(row) for row in shown.to_dict("records")),
             reading=(
                 "Values with 95 % intervals. Changes in parentheses are not distinguishable after "
@@ -275,6 +276,7 @@ def _bits(formats: Formats) -> Section:
     table = Table(
         title=f"{len(moved)} of {len(names)} modules have other bits",
         head=("Module", "First", "Second"),
+        code=True,
         rows=tuple((m, *(_label(plan.get(m)) for plan in formats)) for m in moved),
         reading="A dash: not in that plan.",
     )

@@ -35,6 +35,7 @@ def deployment(source: Source, model: str) -> Section | None:
         Table(
             title=f"{len(entries)} exported file{'s' * (len(entries) != 1)}",
             head=_HEAD,
+            code=True,
             rows=tuple(_row(entry) for entry in entries),
             reading=(
                 "Files of ONNX were run by onnxruntime on images that had no part in the "

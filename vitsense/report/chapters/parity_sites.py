@@ -50,6 +50,7 @@ def site_by_site(entry: Mapping[str, Any]) -> list[Block]:
                 if suspicious
                 else f"{len(shown)} sites differ, all by ties",
                 head=_HEAD,
+                code=True,
                 rows=tuple(_row(site) for site in shown[:_ROWS]),
                 marked=tuple(i for i, s in enumerate(shown[:_ROWS]) if s["suspicious"]),
                 reading=(

@@ -254,6 +254,7 @@ def _movement(folder: TrainingFolder) -> Table | None:
     most = rows[0]
     return Table(
         title=f"{most['module']} moved most: {100 * most['change']:.1f} % of its norm",
+        code=True,
         head=(
             "Module",
             "Bits",
@@ -301,6 +302,7 @@ def _sensitivities(folder: TrainingFolder) -> Table | None:
             f"{short(after)} after; {better} of {len(table)} became less sensitive"
         ),
         head=("Module", "Bits", "Alone, before (nats)", "95 %", "Alone, after (nats)", "95 %"),
+        code=True,
         rows=tuple(
             (
                 str(row["module"]),
