@@ -93,7 +93,7 @@
       var found = /-?[\d.]+(?:e-?\d+)?/.exec((details(row, column)[1] || "").replace(/\u2212/g, "-"));
       return found ? Number(found[0]) : -1;
     }
-    function bitsOf(row) { return row.querySelector(".bits strong").textContent; }
+    function bitsOf(row) { return row.querySelector(".bits b").textContent; }
 
     // order: by a column, and within groups
     var sorting = { column: 0, order: "ascending" };
@@ -212,7 +212,7 @@
         return moduleOf(row) + ": " + named(bitsOf(row)) + ". " + found;
       }
       found = details(row, cell.cellIndex);
-      noise = cell.classList.contains("noise") ? "; not distinguishable from zero" : "";
+      noise = cell.classList.contains("noise") || (found[1] && table.classList.contains("nats")) ? "; not distinguishable from zero" : "";
       return moduleOf(row) + " at " + named(heads[cell.cellIndex].dataset.b) + ": " + found[0] +
         (found[1] ? ", " + found[1] + " nats" : "") + noise;
     }
@@ -295,7 +295,7 @@
       function show(widths) {
         rows.forEach(function (row, i) {
           var inSheet = sheet(row).parentNode.querySelector("summary b");
-          row.querySelector(".bits strong").textContent = widths[i];
+          row.querySelector(".bits b").textContent = widths[i];
           if (inSheet) { inSheet.textContent = widths[i]; }
           columns.forEach(function (column) { row.cells[column].classList.toggle("pick", heads[column].dataset.b === widths[i]); });
         });

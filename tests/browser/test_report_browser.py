@@ -151,7 +151,7 @@ def test_columns_sort_by_divergence_and_back(visit: Any, document: Document) -> 
 def test_bits_sort_as_numbers(visit: Any) -> None:
     page = visit()
     page.locator("#heat-1 thead th").nth(3).get_by_role("button").click()
-    bits = [int(t) for t in page.locator("#heat-1 .bits strong").all_text_contents()]
+    bits = [int(t) for t in page.locator("#heat-1 .bits b").all_text_contents()]
     assert bits == sorted(bits, reverse=True)
 
 
@@ -279,7 +279,7 @@ def test_the_keyboard_skips_rows_that_are_filtered_out(visit: Any) -> None:
 def test_the_slider_shows_the_plans_that_were_computed(visit: Any, document: Document) -> None:
     page = visit()
     model = document.models[1]
-    bits = page.locator("#heat-1 .bits strong")
+    bits = page.locator("#heat-1 .bits b")
     assert bits.all_text_contents() == [str(row.bits) for row in model.rows]
     for point in (0, 7, len(model.front) - 1):
         page.locator("#slider-1").fill(str(point))

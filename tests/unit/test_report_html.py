@@ -158,7 +158,8 @@ def test_all_modules_and_numbers_are_there_without_scripts(
             assert row.reason in text
             for cell in row.cells:
                 nats = f"; {cell.nats} nats" if cell.nats else ""
-                assert f": {cell.detail}{nats}" in text
+                detail = cell.detail.replace(")", ") points", 1) if nats else cell.detail
+                assert f": {detail}{nats}" in text
             for tensor in row.sheet.tensors:
                 assert tensor.numbers in text
                 assert tensor.channels[1:] in text
@@ -281,7 +282,7 @@ def test_hostile_names_are_text(hostile: tuple[Document, str]) -> None:
     rows = [
         "".join(element.itertext())
         for element in html5lib.parse(hostile[1], namespaceHTMLElements=False).iter("th")
-        if element.get("scope") == "row"
+        if element.get("scope") != "col"
     ]
     assert set(HOSTILE) <= set(rows)
     assert not [tag for tag, _ in page.elements if tag in {"img", "i"}]

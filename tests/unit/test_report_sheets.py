@@ -88,7 +88,7 @@ def test_the_step_and_what_is_clipped_are_those_of_the_plans_width(
 def test_channels_that_stand_out_are_named(model: ModelReport) -> None:
     words = tensor_of(model, model.rows[0].name, "input").channels
     assert re.fullmatch(
-        r"channel 4 of 192 reaches \d+\.\d times the median; 1 reach 3 times or more", words
+        r"channel 4 of 192 reaches \d+\.\d times the median; 1 reaches 3 times or more", words
     )
 
 
@@ -128,14 +128,16 @@ def test_an_outline_has_the_bars_it_was_given(heights: tuple[int, ...]) -> None:
 
 
 def test_a_grid_has_a_mark_at_every_number_it_holds() -> None:
-    path, dashes = ladder_line(Ladder(bits=2, start=10.0, step=20.0, steps=3), 1)
+    path, dashes = ladder_line(
+        Ladder(bits=2, start=10.0, step=20.0, steps=3, low=-1.0, high=2.0), 1
+    )
     start, end = map(float, re.fullmatch(r"M([\d.]+) \d+H([\d.]+)", path).groups())
     mark, gap = map(float, dashes.split())
     assert mark + gap == pytest.approx(20.0)
     middles = [start + k * (mark + gap) + mark / 2 for k in range(4)]
     assert middles == pytest.approx([10, 30, 50, 70])
     assert end == pytest.approx(middles[-1] + mark / 2, abs=0.06)
-    assert ladder_line(Ladder(bits=8, start=0, step=0.8, steps=255), 0)[1] == ""
+    assert ladder_line(Ladder(bits=8, start=0, step=0.8, steps=255, low=0.0, high=1.0), 0)[1] == ""
 
 
 def test_the_picture_in_print_marks_the_plans_width(model: ModelReport) -> None:

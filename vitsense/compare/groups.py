@@ -24,6 +24,10 @@ PAPER_GROUPS = (("mhsa", "ffn"), ("q", "k", "v"))
 """The groups that the paper compares with each other."""
 
 
+ADDITIVITY = "-additivity"
+"""How the key of a finding about sums over modules ends."""
+
+
 def group_label(name: str) -> str:
     """A group's name as readers know it; roles other than the paper's in plain words."""
     return _LABELS.get(name, name.replace("_", " ") if name.islower() and "." not in name else name)
@@ -190,7 +194,7 @@ def additivity_finding(model: str, additivity: pd.DataFrame) -> list[Finding]:
     middle = float(rows["ratio"].median())
     return [
         Finding(
-            key=f"{model}-additivity",
+            key=f"{model}{ADDITIVITY}",
             headline=f"{model}: adding up single modules {words}",
             sentence=(
                 f"Over {len(rows)} measured plans, the divergence of the whole is {middle:.2f} "

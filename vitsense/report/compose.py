@@ -7,7 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from vitsense.compare import compare_models, findings
-from vitsense.compare.groups import group_label
+from vitsense.compare.groups import ADDITIVITY, group_label
 from vitsense.formats import Family, format_of
 from vitsense.report.chapters import run_chapters
 from vitsense.report.chapters.unfinished import COMPLETE, completing_command, ended_early
@@ -64,7 +64,11 @@ def _findings(
     comparison: Comparison, tables: Mapping[str, pd.DataFrame], families: Mapping[str, str]
 ) -> tuple[tuple[str, str], ...]:
     found = findings(comparison, tables["groups"], tables["additivity"], families, tables["joint"])
-    return tuple((f.headline, f.sentence[:1].upper() + f.sentence[1:]) for f in found)
+    return tuple(
+        (f.headline, f.sentence[:1].upper() + f.sentence[1:])
+        for f in found
+        if not f.key.endswith(ADDITIVITY)  # a chapter of each model has it
+    )
 
 
 def _listed(names: list[str]) -> str:

@@ -43,6 +43,7 @@ WORST = 12
 """Modules whose distributions are shown."""
 
 LEVELS = 20
+_MANY = 1000  # images from which a hundredth of a point is a tenth of an image
 _LEAST_KL, _MOST_KL = 1e-4, 3.0  # ends of the colour scale, nats
 
 
@@ -212,11 +213,12 @@ def _cell(form: NumberFormat, row: Mapping[str, Any] | None) -> HeatCell:
     # not <= 0 alone: a change to the better can be as certain as one to the worse; rounded,
     # because 100 minus an agreement of 100 may miss zero by the last bit
     noise = bool(round(low, 9) <= 0 <= round(high, 9))
+    digits = 2 if int(row["n"]) >= _MANY else 1
     return HeatCell(
         bits=form.bits,
         label=form.label,
         text=number(value),
-        detail=f"{number(value, 2)} ({span(low, high, 2)})"
+        detail=f"{number(value, digits)} ({span(low, high, digits)})"
         + (f", {int(row['n'])} images" if row["mode"] == "adaptive" else ""),
         nats=_nats(row),
         sort=float(f"{kl:.3g}"),

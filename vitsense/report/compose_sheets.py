@@ -164,9 +164,12 @@ class _Site:
         logs = np.log10(1 + np.asarray(counts, dtype=float))
         heights = np.rint(TALLEST * logs / max(float(logs.max()), 1e-9)).astype(int)
         return Picture(
+            left=_three(left),
+            right=_three(right),
             start=round((low - left) * scale, 1),
             bin=round((high - low) * scale / len(heights), 3),
             heights=tuple(int(h) for h in heights),
+            most=int(np.asarray(counts).max()),
             ticks=tuple(self._ticks(left, scale)),
             ladders=tuple(
                 Ladder(
@@ -174,10 +177,14 @@ class _Site:
                     start=round((g["low"] - left) * scale, 1),
                     step=round(g["scale"] * scale, 2),
                     steps=round((g["high"] - g["low"]) / g["scale"]),
+                    low=_three(g["low"]),
+                    high=_three(g["high"]),
                 )
                 for g in self.grids
             ),
             channels=() if reach is None else _spark(reach),
+            top=0.0 if reach is None else _three(float(reach.max())),
+            wide=0 if reach is None else len(reach),
             summary=self._summary(low, high),
         )
 
@@ -193,6 +200,11 @@ class _Site:
         deviation = math.sqrt(float(self.row["variance"])) or 1.0
         ends = ((edge - float(self.row["mean"])) / deviation for edge in (low, high))
         return "Histogram of {}, {} to {} σ".format(self.role, *(number(e) for e in ends))
+
+
+def _three(value: float) -> float:
+    """To three digits: more is neither seen nor said."""
+    return float(f"{value:.3g}")
 
 
 def _spark(reach: NDArray[np.float64]) -> tuple[int, ...]:
@@ -213,7 +225,8 @@ def _channel_words(reach: NDArray[np.float64]) -> str:
         f"channel {worst} of {len(reach)} reaches {number(float(ratios[worst]))} times the median"
     )
     if beyond:
-        words += f"; {beyond} reach {STANDS_OUT:g} times or more"
+        verb = "reaches" if beyond == 1 else "reach"
+        words += f"; {beyond} {verb} {STANDS_OUT:g} times or more"
     return words
 
 

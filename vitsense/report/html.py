@@ -21,9 +21,9 @@ from vitsense.report.document import Document, ModelReport, PlanWriter
 from vitsense.report.drawing import Picture, cividis, diverging
 from vitsense.report.formatters import number, span
 from vitsense.report.inline import classes_for, inline
+from vitsense.report.lean import lean_script, relative_lines
 from vitsense.report.runs_document import STEPS, RunsDocument
-from vitsense.report.sheet import HEIGHT, RUNG, SPARK_HEIGHT, WIDTH
-from vitsense.report.svg import height_of, histogram_path, ladder_line, spark_path
+from vitsense.report.small_pictures import frame, labelled
 
 
 def template_root() -> Path:
@@ -82,13 +82,10 @@ def render_html(document: Document, pictures: dict[str, Picture]) -> str:
         _page_data(document),
         pictures,
         d=document,
-        path_of=histogram_path,
-        spark_path=spark_path,
-        ladder_line=ladder_line,
-        height_of=height_of,
+        frame=_frame,
+        labelled=labelled,
         drawn=[_drawn(model, len(document.models)) for model in document.models],
         scale=scale_labels(),
-        small=(WIDTH, HEIGHT, RUNG, SPARK_HEIGHT),
         packed=_packed_url,
         quoted=shlex.quote,
     )
@@ -123,9 +120,12 @@ def _page(
 ) -> str:
     root = template_root()
     figures, figure_style = classes_for(
-        {name: inline(p.svg, f"p{n}", p.alt) for n, (name, p) in enumerate(pictures.items())}
+        {
+            name: relative_lines(inline(p.svg, f"p{n}", p.alt))
+            for n, (name, p) in enumerate(pictures.items())
+        }
     )
-    script = "\n".join(lean((root / name).read_text(encoding="utf-8")) for name in scripts)
+    script = "\n".join(lean_script((root / name).read_text(encoding="utf-8")) for name in scripts)
     style = (root / "style.css").read_text(encoding="utf-8") + extra_style + figure_style
     fingerprint = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text: str = (
@@ -141,6 +141,7 @@ def _page(
                 f"script-src 'sha256-{fingerprint}'"
             ),
             data=embedded(data),
+            said=_Said(),
             number=number,
             span=span,
             **values,
@@ -149,10 +150,30 @@ def _page(
     return without_needless(text)
 
 
-def lean(script: str) -> str:
-    """A script without indentation and lines that are only a remark."""
-    lines = (line.strip() for line in script.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith("//"))
+def _frame(model: ModelReport) -> str:
+    """What the histograms of a model share."""
+    return frame(tuple(f"{label} bit" for label, _ in model.columns if label.isdecimal()))
+
+
+class _Said:
+    """Long explanations are given once; who meets them again is led to the first time."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, str] = {}
+        self.id = ""
+
+    def __call__(self, text: str) -> str:
+        """Where the text stood before; empty if it did not: then ``id`` is its anchor, if any."""
+        if len(text) < _LONG:
+            self.id = ""
+            return ""
+        if text in self._places:
+            return self._places[text]
+        self.id = self._places[text] = f"how-{len(self._places)}"
+        return ""
+
+
+_LONG = 160  # letters of an explanation that is worth a link instead
 
 
 def heat_style() -> str:
@@ -163,7 +184,7 @@ def heat_style() -> str:
     )
 
 
-TOGETHER = 14
+TOGETHER = 12
 """Modules of several models that have pictures on the page; each picture is a kilobyte."""
 
 
@@ -229,6 +250,7 @@ _OPTIONAL = re.compile(
 )
 _TAG = re.compile(r"<[a-z][^<>]*>")
 _QUOTED = re.compile(r'(\s[\w-]+=)"([\w#.-]+)"(?=[\s>])')
+_TEXT = re.compile(r"(?<=>)[^<>]+(?=<)")
 _ALONE = re.compile(r"(<(?:script|style|pre)\b.*?</(?:script|style|pre)>)", re.DOTALL)
 
 
@@ -242,6 +264,7 @@ def without_needless(page: str) -> str:
     parts = _ALONE.split(page)
     for k in range(0, len(parts), 2):
         text = _OPTIONAL.sub("", _BREAKS.sub("", parts[k]))
+        text = _TEXT.sub(lambda found: found[0].replace("&#39;", "'"), text)
         parts[k] = _TAG.sub(lambda tag: _QUOTED.sub(r"\1\2", tag[0]), text)
     return "".join(parts)
 

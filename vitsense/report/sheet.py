@@ -27,24 +27,38 @@ class Ladder:
     step: float
     """From one number to the next."""
     steps: int
+    low: float
+    """The smallest number on it."""
+    high: float
+    """The largest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
     """The histogram of one tensor and its grids, for a small drawing."""
 
+    left: float
+    """Value at the left end of the drawing."""
+    right: float
+    """Value at its right end, `WIDTH` pixels from there."""
     start: float
     """Place of the smallest value."""
     bin: float
     """Pixels of one of the equal bins."""
     heights: tuple[int, ...]
     """Logarithm of the counts, 0 to `TALLEST`."""
+    most: int
+    """Values in the fullest bin."""
     ticks: tuple[tuple[float, str], ...]
     """Places and labels of the mean and of plus and minus 6 standard deviations."""
     ladders: tuple[Ladder, ...]
     channels: tuple[int, ...]
     """Largest magnitude of each channel (of neighbours, where there are more than 32), 0 to
     `SPARK_HEIGHT`."""
+    top: float
+    """The largest magnitude of all channels; 0 if they are not known."""
+    wide: int
+    """How many channels there are."""
     summary: str
     """In words, for people who do not see the picture."""
 

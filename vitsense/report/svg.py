@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vitsense.report.sheet import HEIGHT, RUNG, SPARK_HEIGHT, WIDTH, Ladder, Picture
+from vitsense.report.sheet import HEIGHT, RUNG, WIDTH, Ladder, Picture
 
 _TICK = 1.4  # pixels of a mark on a grid
 
@@ -32,22 +32,21 @@ def histogram_path(picture: Picture) -> tuple[str, str]:
     return bars_path(picture.heights, HEIGHT), f"matrix({width} 0 0 1 {start} 0)"
 
 
-def spark_path(channels: Sequence[int]) -> str:
-    """Outline of the channels' magnitudes as an SVG path, as wide as there are channels."""
-    return bars_path(channels, SPARK_HEIGHT)
-
-
 def height_of(picture: Picture) -> int:
     """Pixels from the top of the histogram to below its last grid."""
     return HEIGHT + RUNG * len(picture.ladders) + 4
 
 
 def ladder_line(ladder: Ladder, place: int) -> tuple[str, str]:
+    """`grid_line` of a ladder in its place below the histogram."""
+    return grid_line(ladder.start, ladder.step, ladder.steps, HEIGHT + RUNG * place + 5)
+
+
+def grid_line(start: float, step: float, steps: int, y: int) -> tuple[str, str]:
     """Path and dashes of a grid: a mark at every number it holds, solid where marks would meet."""
-    end = ladder.start + ladder.steps * ladder.step
     half = _TICK / 2
-    path = f"M{ladder.start - half:.4g} {HEIGHT + RUNG * place + 5}H{end + half:.4g}"
-    gap = ladder.step - _TICK
+    path = f"M{start - half:.4g} {y}H{start + steps * step + half:.4g}"
+    gap = step - _TICK
     return path, f"{_TICK} {gap:.4g}" if gap > 0.4 else ""
 
 
