@@ -174,7 +174,8 @@ def test_a_cell_tells_its_interval_to_pointer_and_keyboard(visit: Any, document:
     page.locator("#heat-1 tbody tr").nth(10).locator("td").nth(5).hover()
     row = model.rows[10]
     cell = row.cells[2]
-    expected = f"{row.name} at {cell.bits} bits: {cell.detail}, {cell.nats} nats"
+    drop = cell.detail.replace(")", ") points", 1)
+    expected = f"{row.name} at {cell.bits} bits: {drop}, {cell.nats} nats"
     assert readout.inner_text().startswith(expected)
     page.locator("#heat-1 tbody th").first.focus()
     assert f"{model.rows[0].bits} bits. Plan: {model.rows[0].reason}" in readout.inner_text()
