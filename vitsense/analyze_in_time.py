@@ -14,7 +14,6 @@ from vitsense.analyze_statistics import Calibrated
 from vitsense.analyze_sweep import Sweep, doubts_of, estimate_cells, measure_cells
 from vitsense.deadline import TimeIsUpError
 from vitsense.errors import MeasurementError, TooLittleTimeError
-from vitsense.plan.budget import Budget, BudgetKind
 from vitsense.runfolder import RunFolder
 from vitsense.sensitivity.draws import Draws
 from vitsense.sensitivity.estimate import ESTIMATED, Estimated, EstimateMemory
@@ -161,7 +160,7 @@ def left_out(
     unseen = int((groups["reason"] == OUT_OF_TIME).sum())
     if unseen:
         found["groups"] = f"Not measured: {unseen} of {len(groups)} groups."
-    if not searched and sweep.settings.refine and _searchable(sweep.settings.budget):
+    if not searched and sweep.settings.refine:
         found["search"] = (
             "The recommended plan is the solver's: the search for a better one as a whole did not "
             "end."
@@ -211,7 +210,3 @@ def _rests(sweep: Sweep) -> str:
     words = [f"Fisher estimates rest on {drawn} drawn images"] if drawn else []
     words += [f"Hessian traces on {probed} images"] if probed else []
     return f"{'; '.join(words)}." if words else ""
-
-
-def _searchable(budget: str) -> bool:
-    return Budget.parse(budget).kind is not BudgetKind.MAX_DROP

@@ -59,11 +59,13 @@ def refined(
 ) -> Refined | None:
     """The best plan near the solved one or near a uniform one; None where none was searched.
 
-    A budget of a drop is not searched: its plan has the least bits and keeps no cost. When time is
-    up, the solved plan stands.
+    For a budget of a drop the solved plan's average bits are held: it stays as small, and loses
+    less. When time is up, the solved plan stands.
     """
-    if not stage.settings.refine or budget.kind is BudgetKind.MAX_DROP:
+    if not stage.settings.refine:
         return None
+    if budget.kind is BudgetKind.MAX_DROP:
+        budget = Budget(BudgetKind.AVG_BITS, solved.cost.avg_bits)
     starts: dict[str, Formats] = {"solved": solved.formats}
     even = _uniform(problem, budget, curve)
     if even is not None:

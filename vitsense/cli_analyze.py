@@ -21,11 +21,12 @@ from vitsense.cli_output import (
     json_option,
     progress_options,
     session,
+    showing,
     summary,
 )
 from vitsense.cli_settings import settings_from, settings_options
 from vitsense.errors import VitsenseError
-from vitsense.progress import Progress, ProgressStyle, clock_text, make_progress
+from vitsense.progress import clock_text
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder
 from vitsense.team import Team, joined
 
@@ -102,7 +103,7 @@ def analyze(
         if session().speaks:
             _emit_forecast(settings, probe=probe, as_json=as_json)
         return
-    with _team() as team, _showing(progress_style, quiet) as progress, _tracebacks_kept(out):
+    with _team() as team, showing(progress_style, quiet) as progress, _tracebacks_kept(out):
         from vitsense.analyze import run_analysis
 
         run = run_analysis(settings, out=out, progress=progress, command=_command_line(), team=team)
@@ -130,7 +131,7 @@ def demo(*, out: Path | None, progress_style: str, quiet: bool, as_json: bool) -
     """
     from vitsense.demo import run_demo
 
-    with _showing(progress_style, quiet) as progress, _tracebacks_kept(out):
+    with showing(progress_style, quiet) as progress, _tracebacks_kept(out):
         run, _ = run_demo(out=out, progress=progress)
     _emit_run(run, as_json=as_json, shows_commands=True)
 
@@ -175,17 +176,6 @@ def _team() -> Iterator[Team]:
 def _command_line() -> list[str]:
     """The command as it was typed, for the report."""
     return [*session().place.launcher, *provenance.command_line()[1:]]
-
-
-@contextmanager
-def _showing(style: str, quiet: bool) -> Iterator[Progress]:
-    quiet = quiet or session().place.rank > 0
-    progress = make_progress(ProgressStyle.NONE if quiet else ProgressStyle(style))
-    session().resumable = True
-    try:
-        yield progress
-    finally:
-        progress.close()
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from vitsense.errors import GateFailedError, InputMissingError
-from vitsense.progress import ProgressStyle
+from vitsense.progress import Progress, ProgressStyle, make_progress
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder
 from vitsense.team import Place
 
@@ -126,6 +127,18 @@ def progress_options(command: AnyCommand) -> AnyCommand:
         show_default=True,
         help="How progress is shown on standard error; auto: bars on a terminal, else lines.",
     )(command)
+
+
+@contextmanager
+def showing(style: str, quiet: bool) -> Iterator[Progress]:
+    """Progress of work that the same command continues after an interruption."""
+    quiet = quiet or session().place.rank > 0
+    progress = make_progress(ProgressStyle.NONE if quiet else ProgressStyle(style))
+    session().resumable = True
+    try:
+        yield progress
+    finally:
+        progress.close()
 
 
 def find_run(text: str | None) -> RunFolder:

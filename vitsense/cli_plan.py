@@ -1,21 +1,36 @@
-"""``vitsense plan``: solve again, measure nothing."""
+"""``vitsense plan``: solve again, from tables alone or with a search on the model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from vitsense.cli_output import debug_option, emit, emit_json, find_run, json_option
+from vitsense.cli_output import (
+    debug_option,
+    emit,
+    emit_json,
+    find_run,
+    json_option,
+    progress_options,
+    showing,
+)
 from vitsense.errors import UserInputError
 from vitsense.formats import FormatLike, known_formats
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from vitsense.plan.plan import Plan
+    from vitsense.progress import Progress
+    from vitsense.runfolder import RunFolder
 
 
-@click.command(short_help="Solve under another budget, without measuring again.")
+@click.command(
+    short_help="Solve under another budget, without measuring again.",
+    context_settings={"show_default": True},
+)
 @click.argument("run", required=False)
 @click.option(
     "--budget",
@@ -47,13 +62,34 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Latency profile of a device, for latency-ms; see docs/latency-profile.md.",
 )
-@click.option("--model", metavar="KEY", help="Which model of the run; default: the first.")
+@click.option("--model", metavar="KEY", help="Which model of the run. Default: the first.")
+@click.option(
+    "--refine",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="STEPS",
+    help="Open the model again, improve the plan as a whole in so many steps (analyze: 3) and "
+    "measure it; 0: solve from the tables alone.",
+)
+@click.option(
+    "--refine-images",
+    type=click.IntRange(min=1),
+    default=64,
+    help="At most so many calibration images (and half of them) to look for exchanges.",
+)
+@click.option(
+    "--budget-time",
+    metavar="TIME",
+    help="With --refine: end in this time, for example 10m, with the best plan so far.",
+)
+@click.option("--device", default="auto", help="With --refine: auto, cpu, cuda, cuda:1, ...")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Default: the run's; the plan that it replaces is kept as plan.previous.json.",
 )
+@progress_options
 @json_option
 @debug_option
 def plan(
@@ -66,36 +102,93 @@ def plan(
     tie: str | None,
     profile: Path | None,
     model: str | None,
+    refine: int,
+    refine_images: int,
+    budget_time: str | None,
+    device: str,
     out: Path | None,
+    progress_style: str,
+    quiet: bool,
     as_json: bool,
 ) -> None:
-    """Solve for bit widths under a budget, from the measurements of RUN (default: the newest)."""
-    from vitsense.plan.again import nothing_wider, plan_again, plan_at, previous_path
+    """Solve for bit widths under a budget, from the measurements of RUN (default: the newest).
+
+    That takes seconds and needs neither model nor images, and its loss is a prediction. With
+    --refine, model and images of the run are opened again: modules are exchanged for the next
+    narrower and wider format with the rest of the plan in force, on calibration images, as vitsense
+    analyze does, and the plan that comes out is measured. The same command continues after an
+    interruption. For max-drop, the bits that the solver needs are held, and the loss is lowered.
+    """
+    from vitsense.plan.again import plan_again, plan_at
 
     if (budget is None) == (point is None):
         raise UserInputError("Give either --budget, for example avg-bits=4, or --point.")
     found = find_run(run)
     if budget is None:
         assert point is not None
-        if pin or no_pin or tie or profile:
+        if pin or no_pin or tie or profile or refine:
             raise UserInputError(
-                "--point takes a plan as it is: no --pin, --no-pin, --tie or --profile."
+                "--point takes a plan as it is: no --pin, --no-pin, --tie, --profile or --refine."
             )
         made, path = plan_at(found, point, model=model, out=out)
     else:
-        made, path = plan_again(
-            found,
-            budget,
-            model=model,
-            pins=dict(_pin(text) for text in pin),
-            keep_default_pins=not no_pin,
-            tie=tie,
-            profile=profile,
-            out=out,
-        )
+        limits: dict[str, Any] = {
+            "model": model,
+            "pins": dict(_pin(text) for text in pin),
+            "keep_default_pins": not no_pin,
+            "tie": tie,
+            "profile": profile,
+            "out": out,
+        }
+        if budget_time is not None and not refine:
+            raise UserInputError("--budget-time bounds a search: give --refine 3 as well.")
+        if refine:
+            with showing(progress_style, quiet) as progress:
+                search = Searching(refine, refine_images, budget_time, device, progress)
+                made, path = _improved(found, budget, search, limits)
+        else:
+            made, path = plan_again(found, budget, **limits)
     if as_json:
         emit_json("complete", {"path": str(path), "plan": made.to_json()})
         return
+    _emit_plan(found, made, path, kept=out is None)
+
+
+class Searching(NamedTuple):
+    """Options of a search."""
+
+    steps: int
+    images: int
+    time: str | None
+    device: str
+    progress: Progress
+
+
+def _improved(
+    run: RunFolder, budget: str, search: Searching, limits: Mapping[str, Any]
+) -> tuple[Plan, Path]:
+    from vitsense.analyze import pick_device
+    from vitsense.analyze_again import plan_improved
+    from vitsense.deadline import Deadline
+    from vitsense.quantities import seconds_of
+
+    time = None if search.time is None else seconds_of(search.time, "--budget-time")
+    made = plan_improved(
+        run,
+        budget,
+        steps=search.steps,
+        images=search.images,
+        device=pick_device(search.device),
+        deadline=Deadline.after(time),
+        progress=search.progress,
+        **limits,
+    )
+    return made.plan, made.path
+
+
+def _emit_plan(found: RunFolder, made: Plan, path: Path, *, kept: bool) -> None:
+    from vitsense.plan.again import nothing_wider, previous_path
+
     cost, predicted = made.cost or {}, made.predicted or {}
     labelled = {entry["key"]: entry["fp"] is not None for entry in found.read_run()["models"]}
     loss = "drop" if labelled[made.model["key"]] else "loss of agreement"
@@ -106,8 +199,11 @@ def plan(
     )
     emit(
         f"  predicted {loss} {predicted['drop']:.1f} points "
-        f"({predicted['low']:.1f} to {predicted['high']:.1f}); not measured as a whole"
+        f"({predicted['low']:.1f} to {predicted['high']:.1f})"
+        + ("; not measured as a whole" if made.measured is None else "")
     )
+    if made.measured is not None:
+        _emit_measured(made)
     if nothing_wider(found, made):
         emit(
             "  the budget is not used up: every module that is not pinned has the widest format "
@@ -116,9 +212,36 @@ def plan(
     latency = made.provenance.get("latency")
     if latency is not None:
         emit(f"  {latency['ms']:.3g} ms on {latency['profile']} ({latency['kind']})")
-    if out is None and previous_path(path).is_file():
+    if kept and previous_path(path).is_file():
         emit(f"  it is the run's plan now; the one before is kept in {previous_path(path).name}")
     emit(f"Plan: {path}")
+
+
+def _emit_measured(made: Plan) -> None:
+    """What a search found, and what the plan loses."""
+    from vitsense.plan.budget import Budget, BudgetKind
+    from vitsense.verdict import loss_text
+
+    measured = dict(made.measured or {})
+    emit(f"  measured as a whole on {measured['n']} images: {loss_text(measured)}")
+    budget = Budget.parse(made.budget)
+    lost = measured["drop"] if measured["drop"] is not None else 100 - measured["agreement"]
+    if budget.kind is BudgetKind.MAX_DROP and lost > budget.value:
+        emit(
+            f"  more than the {budget.value:g} points asked for: they were a prediction; ask for "
+            f"fewer, or for more than {(made.cost or {})['avg_bits']:.2f} bits with avg-bits"
+        )
+    search = made.provenance.get("search")
+    if search is None:
+        emit("  as solved: the time ended before the search did; the same command continues it")
+        return
+    taken = sum(step["start"] == search["start"] and step["taken"] for step in search["steps"])
+    start = "the solved plan" if search["start"] == "solved" else search["start"]
+    emit(
+        f"  searched from {start} in {taken} steps that helped, on calibration images"
+        if taken
+        else f"  {len(search['steps'])} steps were tried, none was clearly better than {start}"
+    )
 
 
 def _pin(text: str) -> tuple[str, FormatLike]:

@@ -136,7 +136,7 @@ def _plans(settings: AnalyzeSettings) -> Passes:
 def _search(settings: AnalyzeSettings, catalog: SiteCatalog, images: int) -> Passes:
     """From two starts: the exchanges of every module, and proposals on other images."""
     most = min(settings.refine_images, settings.calibration // 2)
-    if not settings.refine or not most or settings.budget.startswith("max-drop"):
+    if not settings.refine or not most:
         return _alike(0.0)
     sizes = sorted({min(_SEARCHED * 2**i, most) for i in range(most.bit_length())} - {0})
     formats = len(settings.format_names)

@@ -218,6 +218,8 @@ def test_plan_writes_elsewhere_on_request(run: Path, capsys: pytest.CaptureFixtu
         (["--budget", "avg-bits=4", "--pin", "fc=7"], "measured are 2, 3, 8"),
         (["--budget", "avg-bits=4", "--out", "absent/plan.json"], "cannot be written"),
         (["--budget", "avg-bits=4", "--tie", "heads"], "qkv"),
+        (["--point", "0", "--refine", "1"], "or --refine"),
+        (["--budget", "avg-bits=4", "--budget-time", "5s"], "give --refine 3 as well"),
         ([], "--budget"),
     ],
 )
@@ -226,6 +228,66 @@ def test_a_plan_that_cannot_be_made_is_exit_2_and_keeps_the_old_one(
 ) -> None:
     before = (run / "plan.json").read_bytes()
     assert cli.run(["plan", str(run), *extra]) == 2
+    assert said in capsys.readouterr().err
+    assert (run / "plan.json").read_bytes() == before
+
+
+_SEARCH = ["--budget", "avg-bits=3.5", "--refine", "1", "--refine-images", "4"]
+
+
+def test_a_plan_that_is_searched_for_later_is_the_one_that_analyze_finds(
+    run: Path, measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = shutil.copytree(measured, tmp_path / "whole")
+    options = [*_ANALYZE, *_SEARCH, "--no-report", "--out", str(whole), "-q"]
+    assert cli.run(options) == 0
+    capsys.readouterr()
+    assert cli.run(["plan", str(run), *_SEARCH, "-q"]) == 0
+    out = capsys.readouterr().out
+    assert "measured as a whole on 12 images" in out
+    wanted, found = (Plan.load(folder / "plan.json") for folder in (whole, run))
+    assert found.formats == wanted.formats
+    assert found.measured == wanted.measured
+    steps = RunFolder(whole).table("refinement")
+    assert [step["after"] for step in found.provenance["search"]["steps"]] == list(steps["after"])
+    state = (run / "state.jsonl").read_bytes()
+    assert cli.run(["plan", str(run), *_SEARCH, "-q", "--out", "again.json"]) == 0
+    assert Plan.load(Path("again.json")) == found
+    assert (run / "state.jsonl").read_bytes() == state  # all of it was kept
+
+
+def test_a_search_without_time_keeps_the_solved_plan_and_says_so(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["plan", str(run), *_SEARCH, "--budget-time", "0.001s", "--out", "late.json", "-q"]
+    assert cli.run(command) == 0
+    assert "the time ended before the search did" in capsys.readouterr().out
+    late = Plan.load(Path("late.json"))
+    assert late.measured is not None
+    assert "search" not in late.provenance
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        (("models", 0, "weights_digest"), "The weights of glyph_resnet are not those"),
+        (("models", 0, "sites_digest"), "The sites of glyph_resnet are not those"),
+        (("data", "calibration_digest"), "are no longer those of the run"),
+        (("data", "evaluation_digest"), "The evaluation images are no longer"),
+        (("fingerprint", "vitsense version"), "was made by vitsense other"),
+    ],
+)
+def test_a_search_on_something_else_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], where: tuple[Any, ...], said: str
+) -> None:
+    record = json.loads((run / "run.json").read_text())
+    place = record
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = "other"
+    (run / "run.json").write_text(json.dumps(record))
+    before = (run / "plan.json").read_bytes()
+    assert cli.run(["plan", str(run), *_SEARCH, "-q"]) != 0
     assert said in capsys.readouterr().err
     assert (run / "plan.json").read_bytes() == before
 

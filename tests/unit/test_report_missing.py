@@ -72,7 +72,6 @@ def test_the_command_that_completes_has_no_budget_and_names_the_folder(run: RunF
     ("settings", "said"),
     [
         ({"refine": 0}, "switched off (--refine 0)"),
-        ({"budget": "max-drop=1"}, "a budget of a drop"),
         ({}, "no other plan to try"),
     ],
 )

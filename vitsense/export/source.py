@@ -11,20 +11,17 @@ import torch
 
 from vitsense.data import GENERATED, Draw, ImageSet, draw_images, open_source
 from vitsense.discover import find_sites
-from vitsense.errors import InputMissingError, SiteMismatchError, StaleResultError, UserInputError
+from vitsense.errors import InputMissingError, UserInputError
 from vitsense.export.fixed import FixedModel, check_plan_of, fix_model
 from vitsense.export.packed import PackedFile, read_packed
+from vitsense.export.reopened import reopen
 from vitsense.models import LoadedModel, load_model
 from vitsense.plan.plan import Plan
 from vitsense.preprocessing import Preprocessing
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.runfolder import RunFolder
 from vitsense.settings import (
-    Granule,
     ModelRequest,
-    ProbsGrid,
-    QuantSettings,
-    RangeChoice,
     WeightSource,
 )
 
@@ -87,33 +84,23 @@ def source_of_run(
         StaleResultError: weights or images are no longer those of the run.
         InputMissingError: weights, images or the plan are not there.
     """
-    record = run.read_run()
-    number, entry = _entry(record, run, model)
-    key = entry["key"]
-    chosen = Plan.load(plan or run.plan_path(None if number == 0 else key))
-    settings = record["settings"]
-    requests = [settings["model"], *settings["compares"]]
-    loaded = load_model(_request(requests[number]), _CPU, key=key)
-    if loaded.digest != entry["weights_digest"]:
-        raise StaleResultError(
-            f"The weights of {key} are not those the run measured (digest {loaded.digest}, then "
-            f"{entry['weights_digest']}); analyze them, or bring the old file back."
-        )
-    calibration, held_back = _images(record)
-    size = settings["batch"] or entry.get("batch") or _BATCH
+    found = reopen(run, model=model, device=_CPU)
+    loaded, key = found.loaded, found.loaded.key
+    chosen = Plan.load(plan or run.plan_path(None if found.number == 0 else key))
+    size = found.settings["batch"] or found.entry.get("batch") or _BATCH
+    calibration = found.calibration
     progress.note(f"{key}: calibrating on {len(calibration)} images")
     batches = [images for images, _ in calibration.batches(loaded.preprocessing, size, _CPU)]
     catalog = find_sites(loaded.module, batches[0][:1])
     check_plan_of(chosen, loaded.digest, catalog, key)
-    quant = _quant(settings["quant"])
-    fixed = fix_model(loaded.module, catalog, chosen, batches, quant, fallback=fallback)
+    fixed = fix_model(loaded.module, catalog, chosen, batches, found.quant, fallback=fallback)
     return ExportSource(
         key=key,
-        about=about_of(loaded, settings, requests[number]["name"]),
+        about=about_of(loaded, found.settings, found.request.name),
         plan=chosen,
         fixed=fixed,
         preprocessing=loaded.preprocessing,
-        held_back=held_back,
+        held_back=found.evaluation,
         run=run,
     )
 
@@ -170,53 +157,6 @@ def restored(packed: PackedFile, model: str | None = None) -> FixedModel:
         1, *about["preprocessing"]["input_size"], generator=torch.Generator().manual_seed(0)
     )
     return packed.restore(empty.module, find_sites(empty.module, image))
-
-
-def _entry(
-    record: Mapping[str, Any], run: RunFolder, model: str | None
-) -> tuple[int, Mapping[str, Any]]:
-    keys = [entry["key"] for entry in record["models"]]
-    if model is not None and model not in keys:
-        raise SiteMismatchError(
-            f"{run.path} has no model {model!r}; it has {', '.join(keys)}: use one with --model."
-        )
-    number = 0 if model is None else keys.index(model)
-    return number, record["models"][number]
-
-
-def _request(stored: Mapping[str, Any]) -> ModelRequest:
-    checkpoint = stored["checkpoint"]
-    return ModelRequest(
-        name=stored["name"],
-        checkpoint=None if checkpoint is None else Path(checkpoint),
-        weights=WeightSource(stored["weights"]),
-    )
-
-
-def _quant(stored: Mapping[str, Any]) -> QuantSettings:
-    return QuantSettings(
-        weight_granularity=Granule(stored["weight_granularity"]),
-        weight_range=RangeChoice(stored["weight_range"]),
-        activation_range=RangeChoice(stored["activation_range"]),
-        attention_probs=ProbsGrid(stored.get("attention_probs", ProbsGrid.UNIFORM.value)),
-    )
-
-
-def _images(record: Mapping[str, Any]) -> tuple[ImageSet, ImageSet]:
-    settings = record["settings"]
-    source = open_source(settings["data"], at_most=settings["images"] + settings["calibration"])
-    draw = Draw(
-        evaluation=settings["images"], calibration=settings["calibration"], seed=settings["seed"]
-    )
-    other = settings["calibration_data"]
-    calibration, held_back = draw_images(source, draw, open_source(other) if other else None)
-    if calibration.digest != record["data"]["calibration_digest"]:
-        raise StaleResultError(
-            f"The calibration images of {source.spec} are no longer those of the run (digest "
-            f"{calibration.digest}, then {record['data']['calibration_digest']}): bring them back, "
-            "or analyze again."
-        )
-    return calibration, held_back
 
 
 def about_of(loaded: LoadedModel, settings: Mapping[str, Any], requested: str) -> dict[str, Any]:

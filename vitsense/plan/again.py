@@ -59,17 +59,46 @@ def plan_again(
         SiteMismatchError: the run has no such model, or a pinned module does not exist.
         UserInputError: the budget is wrong or cannot be met.
     """
+    again = solved_again(
+        run,
+        budget,
+        model=model,
+        pins=pins,
+        keep_default_pins=keep_default_pins,
+        tie=tie,
+        profile=profile,
+    )
+    made = again.setting.plan(again.solved, again.budget)
+    return made, again.setting.write(made, out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """What was solved from a run's tables."""
+
+    setting: Setting
+    budget: Budget
+    solved: Assignment
+
+
+def solved_again(
+    run: RunFolder,
+    budget: str,
+    *,
+    model: str | None = None,
+    pins: Mapping[str, FormatLike] | None = None,
+    keep_default_pins: bool = True,
+    tie: str | None = None,
+    profile: Path | None = None,
+) -> Again:
+    """Solve for one model of a run; arguments and errors are those of `plan_again`."""
     wanted = Budget.parse(budget)
     setting = _setting(run, model, pins or {}, keep_default_pins=keep_default_pins, tie=tie)
     latency = None if profile is None else LatencyProfile.load(profile)
     setting = replace(setting, problem=replace(setting.problem, profile=latency))
-    solved = solve(setting.problem, wanted, setting.curve)
-    made = setting.plan(solved, wanted)
-    path = out or setting.path
-    if out is None:
-        _keep(path)
-    made.save(path)
-    return made, path
+    return Again(
+        setting=setting, budget=wanted, solved=solve(setting.problem, wanted, setting.curve)
+    )
 
 
 def plan_at(
@@ -163,7 +192,7 @@ def front_plans(run: RunFolder, *, model: str | None = None) -> tuple[dict[int, 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Setting:
+class Setting:
     """One model of a run, ready to be planned for."""
 
     record: Mapping[str, Any]
@@ -173,8 +202,24 @@ class _Setting:
     curve: DropModel
     path: Path
 
-    def plan(self, assignment: Assignment, budget: Budget) -> Plan:
+    def write(self, plan: Plan, out: Path | None) -> Path:
+        """Save a plan in a file, or in the run, where the one before is kept; where that is."""
+        if out is None:
+            _keep(self.path)
+        plan.save(out or self.path)
+        return out or self.path
+
+    def plan(
+        self,
+        assignment: Assignment,
+        budget: Budget,
+        *,
+        measured: Mapping[str, Any] | None = None,
+        search: Mapping[str, Any] | None = None,
+    ) -> Plan:
+        """An assignment as a plan, with what was measured of it and how it was searched for."""
         record = self.record
+        searched = {} if search is None else {"search": dict(search)}
         return make_plan(
             self.problem,
             assignment,
@@ -189,7 +234,9 @@ class _Setting:
             provenance={
                 "versions": record["provenance"]["versions"],
                 "seed": record["settings"]["seed"],
+                **searched,
             },
+            measured=measured,
         )
 
 
@@ -200,7 +247,7 @@ def _setting(
     *,
     keep_default_pins: bool,
     tie: str | None,
-) -> _Setting:
+) -> Setting:
     record = run.read_run()
     entries = {entry["key"]: entry for entry in record["models"]}
     key = model or next(iter(entries))
@@ -232,7 +279,7 @@ def _setting(
         part=part,
         per_tensor=per_tensor,
     )
-    return _Setting(
+    return Setting(
         record=record,
         entry=entry,
         problem=problem,

@@ -62,12 +62,6 @@ def _unsearched(source: Source, settings: Mapping[str, Any]) -> Words:
             text=f"{solved}: the search was switched off (--refine 0). The same command without "
             "that option continues with it; what was measured is kept."
         )
-    if str(settings["budget"]).startswith("max-drop"):
-        return Words(
-            text=f"{solved}: a budget of a drop asks for the fewest bits and leaves no cost to "
-            "keep, so there is no search. A budget of bits, size or operations has one, for "
-            "example --budget avg-bits=4."
-        )
     if ended_early(source):
         return completing(source, f"{solved}, not improved as a whole")
     return Words(text=f"{solved}: within the budget there was no other plan to try.")
