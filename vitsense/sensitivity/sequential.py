@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 _COUNTS, _MEANS = 0.8, 0.2
 """How alpha is divided: over counts, and over mean divergences, which bound what counts cannot."""
 
+_DRAWN, _MORE = 0.6, 1.0
+"""Share of alpha, and images added to the lost and to the gained, for what drawing images adds.
+
+With all of alpha and half an image, as in mode exact, intervals missed the drop of resampled images
+of the shipped models in up to 6 % of a width's cells and in 15 % of one: losses of one image or two
+in a thousand are often in none. With these, 3 % and 6 %, by 300 repetitions.
+"""
+
 UPWARDS = 1.5
 """How much longer the upper end of a mean divergence is, on the logarithm.
 
@@ -173,51 +181,82 @@ def _difference(
 ) -> Estimates:
     """Weighted share of the first count, less that of the second if there is one.
 
+    Two samples lie between a cell and the truth. What was looked at is one of the evaluation images
+    (`_unseen`); when to stop is decided by it, so its alpha is divided over the looks. The
+    evaluation images are one of all images (`_drawn`); stopping does not touch them, so the
+    interval of mode exact holds. With ``finite`` the second is left out.
+
+    Source: as independent errors, distances are added as the root of the sum of squares (Zou and
+    Donner 2008).
+    """
+    shares = [sample[name] / sample[of] for name in counts]
+    totals = [(sample.weights * share).sum(axis=1) for share in shares]
+    value = totals[0] - totals[1] if len(counts) > 1 else totals[0]
+    down, up = _unseen(sample, counts, of, looks, confidence)
+    if not finite:
+        low, high = _drawn(totals, value, float(sample.sizes.sum()), confidence)
+        down, up = np.hypot(down, low), np.hypot(up, high)
+    least = -1.0 if len(counts) > 1 else 0.0
+    return Estimates(value, np.maximum(value - down, least), np.minimum(value + up, 1.0))
+
+
+def _unseen(
+    sample: Sample, counts: tuple[str, ...], of: str, looks: int, confidence: float
+) -> tuple[Array, Array]:
+    """How far below and above the estimate the value for all evaluation images can be.
+
     Source: Zou and Donner 2008 with weights; shares of one sample are correlated, as in Newcombe
-    1998 for paired proportions. `finite` shortens a stratum's distances by the root of the share
-    that was not looked at (finite population correction; Cochran 1977, 2.6).
+    1998 for paired proportions; distances are shortened by the root of the share that was not
+    looked at (finite population correction; Cochran 1977, 2.6).
     """
     n, weights = sample[of], sample.weights
     alpha = (1 - confidence) / looks
     most = most_that_flip(sample, looks, confidence)
-    can = _what_can(sample, alpha * _COUNTS, finite=finite)
-    ends = [
+    can = _what_can(sample)
+    plus, *others = (
         share_limits(sample[name], n, alpha * _COUNTS, np.minimum(most, can.get(name, 1.0)))
         for name in counts
-    ]
-    ends.append(Estimates(*np.zeros((3, *n.shape))))  # without a second count nothing is taken off
-    plus, minus = ends[0], ends[1]
-    together = 2 * np.sqrt(_odds(plus.value, n) * _odds(minus.value, n))
-
-    def squares(a: Array, b: Array) -> Array:
-        return np.asarray(a**2 + b**2 + (together * a * b if len(counts) > 1 else 0))
-
-    down = squares(plus.value - plus.low, minus.high - minus.value)
-    up = squares(plus.high - plus.value, minus.value - minus.low)
-    shares = plus.value - minus.value
-    value = (weights * shares).sum(axis=1)
-    left = 1 - n / sample.sizes if finite else np.ones_like(n)
-    sizes = np.zeros(len(n))
-    if not finite:
-        sizes = _sizes_variance(sample, shares, most, n) * norm.ppf(1 - alpha * _COUNTS / 2) ** 2
-    low, high = (np.sqrt((weights**2 * left * d).sum(axis=1) + sizes) for d in (down, up))
-    least = -1.0 if len(counts) > 1 else 0.0
-    return Estimates(value, np.maximum(value - low, least), np.minimum(value + high, 1.0))
+    )
+    down, up = (plus.value - plus.low) ** 2, (plus.high - plus.value) ** 2
+    for minus in others:
+        together = 2 * np.sqrt(_odds(plus.value, n) * _odds(minus.value, n))
+        low, high = minus.value - minus.low, minus.high - minus.value
+        down = down + high**2 + together * (plus.value - plus.low) * high
+        up = up + low**2 + together * (plus.high - plus.value) * low
+    left = weights**2 * (1 - n / sample.sizes)
+    return np.sqrt((left * down).sum(axis=1)), np.sqrt((left * up).sum(axis=1))
 
 
-def _what_can(sample: Sample, alpha: float, *, finite: bool) -> dict[str, Array]:
-    """Upper limits of what can be gained and lost: only wrong images are gained, right ones lost.
+def _drawn(
+    totals: Sequence[Array], value: Array, images: float, confidence: float
+) -> tuple[Array, Array]:
+    """How far below and above a value for all evaluation images that for all images can be.
 
-    Full precision saw all evaluation images, so this is known far better than what changes.
+    Source: `vitsense.sensitivity.interval.paired_drop` and `proportion`, with shares in place of
+    counts; see `_DRAWN` for the difference.
+    """
+    z = float(norm.ppf(1 - (1 - confidence) * _DRAWN / 2))
+    if len(totals) > 1:
+        lost, gained = (share * images + _MORE for share in totals)
+        total = images + 4 * _MORE
+        centre = (lost - gained) / total
+        half = z * np.sqrt(lost + gained - (lost - gained) ** 2 / total) / total
+    else:
+        centre = (value + z * z / (2 * images)) / (1 + z * z / images)
+        half = z * np.sqrt(value * (1 - value) / images + z * z / (4 * images**2))
+        half = half / (1 + z * z / images)
+    return np.maximum(value - centre + half, 0), np.maximum(centre + half - value, 0)
+
+
+def _what_can(sample: Sample) -> dict[str, Array]:
+    """Shares of each stratum that can be gained and lost: wrong images are gained, right ones lost.
+
+    Full precision saw all evaluation images, so this is known.
     """
     if sample.wrong is None:
         return {}
-    sizes, free = sample.sizes, np.array(1.0)
-    wrong = sample.wrong / sizes
-    if finite:
-        return {"gained": wrong, "lost": 1 - wrong}
-    limits = share_limits(sample.wrong, sizes, alpha, free)
-    return {"gained": limits.high, "lost": 1 - limits.low}
+    wrong = sample.wrong / sample.sizes
+    return {"gained": wrong, "lost": 1 - wrong}
 
 
 def share_limits(counts: Array, n: Array, alpha: float, most: Array) -> Estimates:
@@ -264,14 +303,3 @@ def _on_the_logarithm(value: Array, half: Array) -> Estimates:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         relative = np.where(value > 0, half / value, 0.0)
         return Estimates(value, value * np.exp(-relative), value * np.exp(UPWARDS * relative))
-
-
-def _sizes_variance(sample: Sample, shares: Array, most: Array, n: Array) -> Array:
-    """What the sampling of the strata's sizes adds to a variance (multinomial).
-
-    Shares of a few images are taken as no smaller than one image more would make them.
-    """
-    weights = sample.weights
-    shrunk = np.minimum((np.abs(shares) * n + 1) / (n + 2), np.maximum(most, np.abs(shares)))
-    spread = (weights * shrunk**2).sum(axis=1) - ((weights * shrunk).sum(axis=1)) ** 2
-    return np.asarray(np.maximum(spread, 0) / sample.sizes.sum())
