@@ -76,7 +76,7 @@ def test_torchrun_itself_writes_the_tables_of_one_process(one: Path, place: Path
         [json.loads(line) for line in (folder / name).read_text().splitlines()]
         for name in ("state.jsonl", "state-1.jsonl")
     ]
-    for kind in ("drawn", "checked", "doubts", "plan"):
+    for kind in ("drawn", "checked", "full_precision", "plan"):
         counts = [sum(kind in record for record in records) for records in kept]
         assert min(counts) > 0, (kind, counts)
 
