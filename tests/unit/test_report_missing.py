@@ -133,3 +133,15 @@ def test_columns_of_dashes_are_left_out() -> None:
     table = Table(title="t", head=("a", "b", "c"), rows=(("", "\u2013", "1"), ("", "", "\u2013")))
     assert without_dashes(table).head == ("a", "c")
     assert without_dashes(table).rows == (("", "1"), ("", "\u2013"))
+
+
+def test_a_group_of_one_module_says_why_it_has_other_numbers(run: RunFolder) -> None:
+    table = run.table("groups")
+    assert (table["members"] == 1).any()
+    table["n"] = 96
+    run.write_table("groups", table)
+    section = groups_chapter(changed(run, "complete", mode="adaptive"), MODEL)
+    assert "are that module, measured on 96 images" in words(section)
+    assert "comes from fewer (mode adaptive)" in words(section)
+    exact = groups_chapter(changed(run, "complete", mode="exact"), MODEL)
+    assert "are that module" not in words(exact)  # there both are of the same images

@@ -19,7 +19,7 @@ from vitsense.report.formatters import (
     visible,
 )
 from vitsense.report.section import Section, Table, Words, without_dashes
-from vitsense.settings import By, Direction, Part
+from vitsense.settings import By, Direction, Part, SweepMode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,6 +67,7 @@ def groups_chapter(source: Source, model: str) -> Section | None:
     whole = frame[frame["by"] == "model"].set_index(["format", "part"])
     groups = frame[frame["by"] != "model"]
     measured = groups[groups["status"] == "measured"]
+    blocks += _one_module(source, measured)
     reading = _READING
     for (by, form, part), rows in measured.groupby(["by", "format", "part"], sort=False):
         everything = whole.loc[(form, part)]
@@ -83,6 +84,28 @@ _READING = (
     "distinguishable from zero. Recoveries are differences, computed before rounding, and have one "
     "decimal more."
 )
+
+
+def _one_module(source: Source, measured: pd.DataFrame) -> list[Words]:
+    """Why a group of one module may have other numbers than the module."""
+    mode = str(source.record["settings"].get("mode", SweepMode.EXACT.value))
+    alone = measured["direction"] == Direction.ALONE.value
+    parts = measured["by"].isin([By.SITE.value, By.HEAD.value])  # of a module
+    ones = measured[(measured["members"] == 1) & alone & ~parts]
+    if mode == SweepMode.EXACT.value or ones.empty:
+        return []
+    names = [group_label(str(name)) for name in ones["group"].drop_duplicates()]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    fewest, most = int(ones["n"].min()), int(ones["n"].max())
+    seen = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return [
+        Words(
+            text=f"Groups of one module ({visible(', '.join(names[:_NAMED]))}{more}) are that "
+            f"module, measured on {seen} images. Its row among the modules comes from fewer (mode "
+            f"{mode}), so the two may differ within their intervals; the group's is the more "
+            "certain number."
+        )
+    ]
 
 
 def _unmeasured(source: Source, rows: pd.DataFrame) -> list[Words]:
