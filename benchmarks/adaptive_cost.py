@@ -8,8 +8,9 @@ between the batches of the exact sweep and again between those of the adaptive o
 divided by its own. The adaptive figure includes its full-precision pass over all images. Then the
 plan of each table (average of --avg-bits) is measured as a whole on all images, and the second
 against the first. Printed besides: rank correlation of the divergences of both tables (the lowest
-of the five widths), the share of exact drops inside the adaptive intervals, their median half length and the share of cells whose
-interval lies above zero. Time is process CPU time, which is disturbed least.
+of the five widths), the share of exact drops inside the adaptive intervals, their median half
+length and the share of cells whose interval lies above zero. Time is process CPU time, which is
+disturbed least.
 """
 
 from __future__ import annotations

@@ -136,6 +136,20 @@ def _as_a_command(_folder: Path, rank: int, joined: Callable, second: Callable[[
     return cli.run(["stand-in"])
 
 
+def training(out: Path) -> list[str]:
+    """The command line of a small training; a Swin has no statistics of a process's batch."""
+    words = ["qat", "--bits", "4", "--model", "zoo/glyph_swin", "--device", "cpu", "-q"]
+    words += ["--images", "32", "--eval-images", "36", "--epochs", "0.5", "--batch-size", "8"]
+    words += ["--sensitivity-images", "0", "--set", "calibration=8", "--set", "evaluate=0"]
+    return [*words, "--set", "clip=0", "--out", str(out)]
+
+
+def _training(folder: Path, _rank: int) -> int:
+    from vitsense import cli
+
+    return cli.run(training(folder / "training"))
+
+
 def _forecast(_folder: Path, _rank: int) -> int:
     from vitsense import cli
 
@@ -149,6 +163,7 @@ JOBS = {
     "silent": _silent,
     "failing": _failing,
     "mistaken": _forecast,
+    "training": _training,
 }
 
 
@@ -193,7 +208,12 @@ def _started(folder: Path, job: str, rank: int, port: int) -> int:
 def main() -> None:
     import torch
 
-    for name in ("scipy.optimize", "timm", "vitsense.analyze"):  # once, for all that are forked
+    for name in (
+        "scipy.optimize",
+        "timm",
+        "accelerate",
+        "vitsense.analyze",
+    ):  # once, for all that are forked
         importlib.import_module(name)
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])

@@ -7,14 +7,25 @@ from pathlib import Path
 
 import pytest
 from image_sets import labelled
-from team_jobs import DATA, FORKED, MODEL, MODES, by_torchrun, command, in_two_processes
+from team_jobs import (
+    DATA,
+    FORKED,
+    MODEL,
+    MODES,
+    by_torchrun,
+    command,
+    in_two_processes,
+    training,
+)
 
 from vitsense import cli
 from vitsense.runfolder import RunFolder
+from vitsense.trainings import TrainingFolder
 
 TABLES = (
     "sensitivity", "groups", "joint", "estimates", "causes", "predictors", "pareto", "statistics",
 )  # fmt: skip
+OTHERS = ("killed", "silent", "failing", "mistaken", "training")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +55,7 @@ def two(one: Path, place: Path):
     (begun.path / "state.jsonl").write_text("".join(state[: len(state) // 3]))
     record = RunFolder.open(one / "exact").read_run()
     begun.write_run({**record, "status": "interrupted"})
-    return folder, in_two_processes(folder, *FORKED, "killed", "silent", "failing", "mistaken")
+    return folder, in_two_processes(folder, *FORKED, *OTHERS)
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -147,3 +158,17 @@ def test_a_mistake_that_all_make_is_said_once(two) -> None:
     codes, text = two[1]["mistaken"]
     assert codes == [2, 2]
     assert text.count("--bits has 1") == 1
+
+
+def test_a_training_on_two_processes_has_the_losses_of_one(two, tmp_path: Path) -> None:
+    folder, found = two
+    codes, text = found["training"]
+    assert codes == [0, 0], text
+    assert cli.run(training(tmp_path / "one")) == 0
+    first, second = TrainingFolder(tmp_path / "one"), TrainingFolder(folder / "training")
+    assert (first.read_record()["processes"], second.read_record()["processes"]) == (1, 2)
+    losses = [[row["loss"] for row in f.metrics("train")] for f in (first, second)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    tops = [f.read_record()["last"]["top1"] for f in (first, second)]
+    assert tops[0] == pytest.approx(tops[1], abs=3)
+    assert first.read_record()["ptq"]["n"] == second.read_record()["ptq"]["n"] == 36

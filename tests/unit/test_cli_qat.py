@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -147,23 +144,3 @@ def test_equal_bits_spare_the_first_and_the_last_weight() -> None:
     bits = uniform_plan(load_model(ModelRequest(name="zoo/glyph_swin"), CPU), 3).bits
     assert {name for name, width in bits.items() if width == 8} == {"patch_embed.proj", "head.fc"}
     assert set(bits.values()) == {3, 8}
-
-
-def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
-    # no batch statistics in a Swin, which would be those of each process
-    command = ["qat", "--bits", "4", "--model", "zoo/glyph_swin", "--device", "cpu"]
-    command += [*_SMALL, "--set", "evaluate=0", "--set", "clip=0"]
-    assert cli.run([*command, "--out", str(tmp_path / "one")]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [*launch, "-m", "vitsense", *command, "--out", str(tmp_path / "two")],
-        check=True, capture_output=True, timeout=300, env=environment,
-    )  # fmt: skip
-    one, two = TrainingFolder(tmp_path / "one"), TrainingFolder(tmp_path / "two")
-    assert (one.read_record()["processes"], two.read_record()["processes"]) == (1, 2)
-    losses = [[row["loss"] for row in f.metrics("train")] for f in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    tops = [f.read_record()["last"]["top1"] for f in (one, two)]
-    assert tops[0] == pytest.approx(tops[1], abs=3)
-    assert one.read_record()["ptq"]["n"] == two.read_record()["ptq"]["n"] == 36
