@@ -187,3 +187,11 @@ def test_styles_that_recur_become_classes_and_nothing_else_changes() -> None:
     assert made["a"] == '<svg><path class="z0"/><text style="x:1"> style="a"</text>'
     assert made["b"] == '<svg><path d="M0 0" class="z0"/></svg>'
     assert style == "\n.figure .z0{fill:#0072B2;stroke:none}"
+
+
+def test_a_text_without_an_anchor_does_not_inherit_that_of_the_others() -> None:
+    usual = '<text style="font:9px a;text-anchor:middle">b</text>'
+    svg = f'<svg>{usual}{usual}<text style="font:9px a">first line</text></svg>'
+    made, style = classes_for({"a": svg})
+    assert ".figure text{font:9px a;text-anchor:middle}" in style
+    assert '<text style="text-anchor:start;font:9px a">first line' in made["a"]

@@ -12,6 +12,7 @@ from vitsense.report.formatters import (
     number,
     percent,
     short,
+    shortened,
     signs,
     span,
     spelled,
@@ -93,3 +94,11 @@ def test_a_difference_has_one_decimal_more_than_its_numbers() -> None:
 
 def test_signs_of_numbers_in_a_text_are_real_and_hyphens_stay() -> None:
     assert signs("from -0.17, a one-sided int8-e4 -x") == "from \u22120.17, a one-sided int8-e4 -x"
+
+
+def test_a_long_name_in_a_sentence_keeps_both_ends() -> None:
+    name = "blocks." + "x" * 80 + ".mlp.fc1"
+    assert shortened("a" * 60) == "a" * 60
+    assert len(shortened(name)) <= 60
+    assert shortened(name).startswith("blocks.xx")
+    assert shortened(name).endswith("x.mlp.fc1")

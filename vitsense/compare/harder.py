@@ -49,7 +49,7 @@ def harder(first: str, second: str, comparison: Comparison, joint: pd.DataFrame)
             headline=head,
             sentence=(
                 f"{apart}divergence {words[first]} for {first} and {words[second]} for {second}, "
-                f"{short_span(times.value, times.low, times.high)} times. {where}"
+                f"a ratio of {short_span(times.value, times.low, times.high)}. {where}"
             ),
             value=times.value,
             low=times.low,

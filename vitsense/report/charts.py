@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitsense.report.drawing import COLOURS, INK, MARKERS, Picture, drawn, legend, plain_ticks
-from vitsense.report.labels import label_ends
+from vitsense.report.labels import label_ends, place_labels
 from vitsense.report.section import Chart, Series, Shape
 
 if TYPE_CHECKING:
@@ -62,22 +62,28 @@ def _points(ax: Axes, chart: Chart) -> None:
             alpha=1.0 if line else 0.75,
             markeredgewidth=0,
         )
-        for x, y, label in zip(series.x, series.y, series.labels, strict=False):
-            if label:
-                ax.annotate(label, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7.5)
     if chart.log_x:
         ax.set_xscale("log")
         plain_ticks(ax.xaxis, log=True)
     if chart.log_y:
         ax.set_yscale("log")
         plain_ticks(ax.yaxis, log=True)
-    if chart.shape is Shape.LINE:
-        ends = [(s.name, s.x[-1], s.y[-1], _colour(s)) for s in chart.series if s.x]
-        label_ends(ax, ends)
     if chart.diagonal:
         low = max(ax.get_xlim()[0], ax.get_ylim()[0])
         high = min(ax.get_xlim()[1], ax.get_ylim()[1])
         ax.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle=(0, (3, 3)), zorder=0)
+    named = [
+        (label, x, y)
+        for series in chart.series
+        for x, y, label in zip(series.x, series.y, series.labels, strict=False)
+        if label
+    ]
+    if named:
+        points = [[(x, y)] * 2 for s in chart.series for x, y in zip(s.x, s.y, strict=True)]
+        place_labels(ax, named, points)
+    if chart.shape is Shape.LINE:
+        ends = [(s.name, s.x[-1], s.y[-1], _colour(s)) for s in chart.series if s.x]
+        label_ends(ax, ends)
 
 
 def _bars(ax: Axes, chart: Chart) -> None:

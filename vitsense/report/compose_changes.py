@@ -156,9 +156,9 @@ def _details(changes: RunChanges, form: NumberFormat, place: int) -> Section:
             code=True,
             rows=tuple(_detail(row) for row in shown.to_dict("records")),
             reading=(
-                "Values with 95 % intervals. Changes in parentheses are not distinguishable after "
-                "the adjustment for many comparisons; changes of the drop need far more images "
-                "than changes of the divergence."
+                "Values with 95 % intervals. A star: the change is distinguishable, also after the "
+                "adjustment for many comparisons; changes of the drop need far more images than "
+                "changes of the divergence."
             ),
         ),
     )
@@ -177,17 +177,22 @@ def _detail(row: Mapping[str, Any]) -> tuple[str, ...]:
     if known(row["drop_change"]):
         low, high = float(row["drop_change_low"]), float(row["drop_change_high"])
         change = f"{signed(float(row['drop_change']))} ({signed(low)} to {signed(high)})"
-        change = change if row["drop_certain"] else f"({change})"
+        change = _starred(change) if row["drop_certain"] else change
     words = ratio_words(row)
     return (
         str(row["module"]),
         short_span(*value("kl", "first")),
         short_span(*value("kl", "second")),
-        words if row["certain"] else f"({words})",
+        _starred(words) if row["certain"] else words,
         points("first"),
         points("second"),
         change,
     )
+
+
+def _starred(words: str) -> str:
+    """A change with its interval, ``2.5* (2.2 to 2.8)``, that is distinguishable."""
+    return words.replace(" (", "* (", 1)
 
 
 def _chart(rows: pd.DataFrame, form: NumberFormat, place: int) -> Chart:
@@ -295,7 +300,7 @@ def _plans(changes: RunChanges) -> Section:
                 f"{row['bits_first']:.2f}",
                 f"{row['bits_second']:.2f}",
                 *map(_points, (row["first"], row["second"])),
-                words if certain else f"({words})",
+                _starred(words) if certain else words,
                 _DASH if times is None else short_span(times.value, times.low, times.high),
             )
         )
@@ -308,7 +313,7 @@ def _plans(changes: RunChanges) -> Section:
         head=head,
         rows=tuple(rows),
         reading=(
-            "All modules quantized at once, with 95 % intervals; changes in parentheses are not "
+            "All modules quantized at once, with 95 % intervals; a star: the change is "
             "distinguishable from no change. Recommended and mixed plans may hold other bits in "
             "each run."
         ),

@@ -150,7 +150,7 @@ def compose_runs(pair: RunPair) -> RunsDocument:
     names = " and ".join(pair.entries)
     return RunsDocument(
         title=f"{names}: two runs compared",
-        question=f"What changed from {first} (first) to {second} (second)?",
+        question=f"What changed between the first run ({first}) and the second ({second})?",
         runs=pair.names,
         warnings=_warnings(pair),
         models=models,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitsense.formats import format_of
 from vitsense.report.document import Card, Status
-from vitsense.report.formatters import known, loss_of, number, short, span, visible
+from vitsense.report.formatters import known, loss_of, number, short, shortened, span, visible
 from vitsense.verdict import loss_text, worst_modules, worst_text
 
 if TYPE_CHECKING:
@@ -54,7 +54,17 @@ def _plainly(row: Mapping[str, Any], *, short_form: bool = False) -> str:
 
 def sentences_of(sensitivity: pd.DataFrame, joint: pd.DataFrame) -> list[str]:
     """What the cards do not say: the next plan that holds, and the modules that cost most."""
-    return [visible(line) for line in (*_wider(joint), *worst_text(sensitivity))]
+    worst = worst_modules(sensitivity)
+    names = () if worst is None else worst[0]
+    lines = (*_wider(joint), *worst_text(sensitivity))
+    return [visible(_shortened(line, names)) for line in lines]
+
+
+def _shortened(line: str, names: Iterable[str]) -> str:
+    """A sentence whose long names have lost their middle; tables have them whole."""
+    for name in names:
+        line = line.replace(name, shortened(name))
+    return line
 
 
 def _wider(joint: pd.DataFrame) -> list[str]:
@@ -75,6 +85,8 @@ def _wider(joint: pd.DataFrame) -> list[str]:
     if not wider:
         return []
     best = min(wider, key=lambda row: loss_of(row)[2])
+    if all(_status(row)[0] is Status.BAD for row in wider):
+        return [f"No measured plan holds. The one that loses least: {_sized(best)}."]
     lost = number(loss_of(best)[2])
     return [
         f"No measured plan is known to hold. The nearest: {_sized(best)}, so up to {lost} may be "
@@ -102,7 +114,7 @@ def widest_of(plan: Plan | None) -> list[str]:
     wide = [module for module in plan.modules if forms[module.name].effective_bits == most]
     if len(wide) == len(forms):
         return []
-    names = [f"{m.name} (pinned)" if m.pinned else m.name for m in wide]
+    names = [shortened(m.name) + (" (pinned)" if m.pinned else "") for m in wide]
     more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
     words = forms[wide[0].name].words
     return [visible(f"The plan keeps {words} for {', '.join(names[:_NAMED] + more)}.")]

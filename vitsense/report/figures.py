@@ -66,7 +66,7 @@ def _line(axes: Axes, profile: Profile, number: int, name: str, *, floor: float 
         values,
         linestyle="none",
         markersize=2.4 if crowded else 3.6,
-        alpha=0.35 if crowded else 0.55,
+        alpha=0.35 if crowded else 0.7,
         markeredgewidth=0,
         **style,
     )
@@ -200,7 +200,9 @@ def _heaviest(document: Document) -> str:
     if not peaks:
         return "Activations along depth"
     value, model, module = max(peaks)
-    medians = ", ".join(f"{p.model} {_median(p, 'activation_kurtosis')}" for p in document.profiles)
+    medians = ", ".join(
+        f"{_named(p.model)} {_median(p, 'activation_kurtosis')}" for p in document.profiles
+    )
     return (
         f"The heaviest tail is in {_named(module)} of {_named(model)} (excess kurtosis "
         f"{short(value)}); medians: {medians}"

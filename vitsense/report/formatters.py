@@ -12,7 +12,7 @@ from vitsense.decimals import MINUS, difference, number, short, short_span, span
 
 __all__ = [
     "MINUS", "count", "difference", "known", "loss_of", "number", "percent", "short",
-    "short_span", "signs", "span", "spelled", "visible",
+    "short_span", "shortened", "signs", "span", "spelled", "visible",
 ]  # fmt: skip
 
 ZWJ = "\u200d"  # holds the parts of an emoji together
@@ -27,6 +27,15 @@ def visible(text: str) -> str:
         f"\\u{ord(c):04x}" if unicodedata.category(c) in {"Cc", "Cf"} and c != ZWJ else c
         for c in text
     )
+
+
+_LONGEST = 60  # letters of a name in a sentence
+
+
+def shortened(name: str) -> str:
+    """A name for a sentence: of a long one the two ends, which tell modules apart."""
+    half = (_LONGEST - 1) // 2
+    return name if len(name) <= _LONGEST else f"{name[:half]}\u2026{name[-half:]}"
 
 
 def spelled(text: str) -> str:

@@ -142,6 +142,7 @@ def _page(
             ),
             data=embedded(data),
             said=_Said(),
+            long=_LONG_NAME,
             number=number,
             span=span,
             **values,
@@ -173,6 +174,7 @@ class _Said:
         return ""
 
 
+_LONG_NAME = 90  # letters of a name of which a table shows two lines, and all to who points at it
 _LONG = 160  # letters of an explanation that is worth a link instead
 
 

@@ -136,9 +136,17 @@ def _without_empty_groups(svg: str) -> str:
     return svg
 
 
+def _anchored(tag: re.Match[str]) -> str:
+    """A text of a font says where it is anchored: else it would inherit that of the usual style."""
+    if "text-anchor" in tag[0] or "font" not in tag[0]:
+        return tag[0]
+    return re.sub(r' style="', ' style="text-anchor:start;', tag[0], count=1)
+
+
 def classes_for(svgs: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """The SVGs with classes in place of styles that occur again and again, and the style sheet."""
     pattern = re.compile(r' style="([^"]*)"')
+    svgs = {name: _TEXT.sub(_anchored, svg) for name, svg in svgs.items()}
     counts = Counter(
         style
         for svg in svgs.values()

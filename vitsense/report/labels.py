@@ -31,10 +31,7 @@ def place_labels(
         lines: What is drawn and should stay visible, in the axes' values.
         size: Of the letters, points.
     """
-    figure = axes.get_figure(root=True)
-    engine = None if figure is None else figure.get_layout_engine()
-    if figure is not None and engine is not None:
-        engine.execute(figure)  # places are final after it
+    _settle(axes)
     drawn = [spot for line in lines for spot in _along([_points(axes, *p) for p in line])]
     marks = [_points(axes, x, y) for _, x, y in labels]
     taken: list[Box] = [(x - 3, y - 3, x + 3, y + 3) for x, y in marks]
@@ -58,6 +55,14 @@ def place_labels(
         )
 
 
+def _settle(axes: Axes) -> None:
+    """Lay the figure out, after which places in it are final."""
+    figure = axes.get_figure(root=True)
+    engine = None if figure is None else figure.get_layout_engine()
+    if figure is not None and engine is not None:
+        engine.execute(figure)
+
+
 def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
     """Write the name of every line right of its end; names that would meet move apart.
 
@@ -65,6 +70,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> Non
         axes: With their final limits and scales.
         ends: Name, place in the axes' values and colour of each line.
     """
+    _settle(axes)
     size = 8.0
     placed = sorted((_points(axes, x, y)[1], k) for k, (_, x, y, _) in enumerate(ends))
     bottoms: dict[int, float] = {}

@@ -7,12 +7,20 @@ from typing import Any
 
 from vitsense.report.chapters.parity_sites import floor, site_by_site
 from vitsense.report.formatters import short
-from vitsense.report.section import Block, Finding, Section, Table, Words
+from vitsense.report.section import Block, Finding, Section, Table, Words, without_dashes
 from vitsense.report.source import Source
 from vitsense.runfolder import read_json
 from vitsense.schemas import EXPORT_SCHEMA
 
-_HEAD = ("File", "Size", "Same class", "Largest difference of a logit", "Latency, float by file")
+_HEAD = (
+    "File",
+    "Size",
+    "Same class",
+    "Largest difference of a logit",
+    "Latency of the float model",
+    "Latency of this file",
+    "Speed, file by float",
+)
 
 
 def deployment(source: Source, model: str) -> Section | None:
@@ -32,16 +40,19 @@ def deployment(source: Source, model: str) -> Section | None:
     for entry in compared:
         blocks += _compared(entry)
     blocks.append(
-        Table(
-            title=f"{len(entries)} exported file{'s' * (len(entries) != 1)}",
-            head=_HEAD,
-            code=True,
-            rows=tuple(_row(entry) for entry in entries),
-            reading=(
-                "Files of ONNX were run by onnxruntime on images that had no part in the "
-                "calibration. A step is the range of the logits by 255. Latency: medians of runs "
-                "in turn (processor time), one image, one thread, quartiles in brackets."
-            ),
+        without_dashes(
+            Table(
+                title=f"{len(entries)} exported file{'s' * (len(entries) != 1)}",
+                head=_HEAD,
+                code=True,
+                rows=tuple(_row(entry) for entry in entries),
+                reading=(
+                    "Files of ONNX were run by onnxruntime on images that had no part in the "
+                    "calibration. A step is the range of the logits by 255. Latency: medians of "
+                    "runs in turn (processor time), one image, one thread, quartiles in brackets; "
+                    "speed above 1: the file is faster than the float model."
+                ),
+            )
         )
     )
     return Section(key=f"deployment-{_anchor(model)}", title="Exported files", blocks=tuple(blocks))
@@ -63,7 +74,9 @@ def _compared(entry: Mapping[str, Any]) -> list[Block]:
                 else f"{entry['file']} gives other classes on some images"
             ),
             numbers=f"{same}; logits differ by at most {short(parity['largest'])} "
-            f"({steps:.2g} steps).",
+            f"({steps:.2g} steps)."
+            if parity["largest"]
+            else f"{same}; all logits are equal.",
         )
     ]
     trained = entry.get("trained")
@@ -83,8 +96,14 @@ def _compared(entry: Mapping[str, Any]) -> list[Block]:
     wider = [site for site in entry["sites"] if site["note"]]
     if wider:
         notes = sorted({site["note"] for site in wider})
+        held, whose = f"{len(wider)} tensors are held in wider types", "their"
+        if len(wider) == 1:
+            held, whose = "1 tensor is held in a wider type", "its"
         blocks.append(
-            Words(text=f"{len(wider)} sites have no ONNX type of their own: {'; '.join(notes)}.")
+            Words(
+                text=f"{held}, as the file's operator set has none of {whose} width: "
+                f"{'; '.join(notes)}."
+            )
         )
     if entry.get("by_itself", 0.0) > parity["step"] / 100:
         settings = ", ".join(f"{key}={value}" for key, value in entry["session"].items())
@@ -114,17 +133,18 @@ def _predicted(latency: Mapping[str, Any]) -> list[Block]:
 
 def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     parity, latency = entry.get("parity"), entry.get("latency")
-    timed = ""
+    timed = ("", "", "")
     if latency is not None:
         fast, full = latency["quantized_ms"], latency["float_ms"]
         timed = (
-            f"{full['median']:.2f} ms by {fast['median']:.2f} ms "
-            f"({fast['low']:.2f} to {fast['high']:.2f}): {latency['speedup']:.2f}"
+            f"{full['median']:.2f} ms",
+            f"{fast['median']:.2f} ms ({fast['low']:.2f} to {fast['high']:.2f})",
+            f"{latency['speedup']:.2f}",
         )
     return (
         entry["file"],
         f"{entry['bytes'] / 1e6:.2f} MB",
         f"{parity['same_top1']} of {parity['images']}" if parity else "not compared",
         short(parity["largest"]) if parity else "",
-        timed,
+        *timed,
     )
