@@ -37,6 +37,8 @@ _HOMES = {
     "measure_exact": "vitsense.sensitivity.sweep",
     "measure_joint": "vitsense.sensitivity.sweep",
     "observing": "vitsense.observe",
+    "plan_again": "vitsense.plan.again",
+    "plan_improved": "vitsense.analyze_again",
     "profile_model": "vitsense.export.profile",
     "read_packed": "vitsense.export.packed",
     "restored": "vitsense.export.source",

@@ -155,7 +155,7 @@ def left_out(
             f"Statistics and quantization grids rest on {calibrated.images} of "
             f"{sweep.settings.calibration} calibration images, so nothing below is final."
         )
-    found |= _cells_left(frames["sensitivity"])
+    found |= _cells_left(frames["sensitivity"], sweep.images)
     groups = frames["groups"]
     unseen = int((groups["reason"] == OUT_OF_TIME).sum())
     if unseen:
@@ -179,7 +179,7 @@ def left_out(
     return found
 
 
-def _cells_left(cells: pd.DataFrame) -> dict[str, str]:
+def _cells_left(cells: pd.DataFrame, images: int) -> dict[str, str]:
     late = cells[cells["reason"] == OUT_OF_TIME]
     if late.empty:
         return {}
@@ -188,10 +188,11 @@ def _cells_left(cells: pd.DataFrame) -> dict[str, str]:
     instead = "."
     if len(estimated):
         some = "they" if len(estimated) == len(late) else f"{len(estimated)} of them"
+        few = int(estimated["n"].max())
+        seen = f" from {few} images" if few < images else ""
         instead = (
-            f"; {some} have the first-order estimate of mode fast from "
-            f"{int(estimated['n'].max())} images instead, which ranks modules but fails below 4 "
-            "bits."
+            f"; {some} have the first-order estimate of mode fast{seen} instead, which ranks "
+            "modules but fails below 4 bits."
         )
     return {"cells": f"Not measured: {words} cells (a module at a width){instead}"}
 

@@ -180,8 +180,8 @@ _OPTIONS = (
     click.option(
         "--budget-time",
         metavar="TIME",
-        help="Stop after this time (90s, 10m, 1h) with what is known; the same command without it "
-        "continues.",
+        help="End in this time (90s, 10m, 1h) with the best table, plan and report so far; the "
+        "same command without it continues.",
     ),
     click.option("--batch-size", type=int, help="Images at once. Default: what memory allows."),
     click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..."),
