@@ -325,9 +325,10 @@ def warnings_of(
         )
     if settings.mode is SweepMode.FAST:
         found.append(
-            "Divergences of single modules are estimates (mode fast), not measurements, and single "
-            "modules have no drop. At 3 and 2 bits, where the first order fails, they are combined "
-            "with a measurement on a few images; whole plans are measured."
+            "Divergences of single modules are estimates from gradients (mode fast), not "
+            "measurements, and single modules have no drop. Their order is good; one value can be "
+            "wrong by a factor of two or three, more below 4 bits, where estimates are combined "
+            "with a measurement on a few images. Whole plans are measured."
         )
     if source.kind == GENERATED:
         found.append(

@@ -191,8 +191,8 @@ def _cells_left(cells: pd.DataFrame, images: int) -> dict[str, str]:
         few = int(estimated["n"].max())
         seen = f" from {few} images" if few < images else ""
         instead = (
-            f"; {some} have the first-order estimate of mode fast{seen} instead, which ranks "
-            "modules but fails below 4 bits."
+            f"; {some} have the estimate of mode fast{seen} instead, which ranks modules but "
+            "fails below 4 bits."
         )
     return {"cells": f"Not measured: {words} cells (a module at a width){instead}"}
 

@@ -64,7 +64,31 @@ def test_the_measurement_weighs_as_much_as_the_estimate_is_wrong(
     values = np.array([row.estimate.kl_nats.value for row in rows if row.estimate])
     error = np.std(np.log(values / truth))
     assert error < 0.3  # the measurement's alone is 0.29, the estimate's is the spread
-    assert f"{check.spread:.2g} from module to module" in said_of(rows)
+    assert f"more or less by a factor of {check.spread:.2g}" in said_of(rows)
+
+
+def test_a_wider_format_is_not_estimated_above_what_was_checked_at_a_narrower_one() -> None:
+    def rated(bits: int, value: float, module: str = "m0") -> Estimated:
+        interval = Interval(value, value / 2, value * 2)
+        return Estimated(cell=Cell.of(module, bits, Part.BOTH), estimate=Rated(100, interval))
+
+    rows = [
+        rated(8, 1e-4),
+        rated(4, 0.06),
+        rated(3, 0.09),
+        rated(4, 0.01, "m1"),
+        rated(3, 0.09, "m1"),
+    ]
+    found = {
+        Cell.of("m0", 3, Part.BOTH): np.array([0.02, 0.04]),
+        Cell.of("m1", 3, Part.BOTH): np.array([0.02, 0.04]),
+    }
+    done = {(row.cell.module, row.cell.bits): row.estimate.kl_nats for row in combined(rows, found)}
+    narrow = done["m0", 3]
+    assert done["m0", 8].value == 1e-4
+    assert done["m0", 4] == Interval(narrow.value, min(0.03, narrow.low), narrow.high)
+    assert narrow.value < 0.06
+    assert done["m1", 4].value == 0.01  # below: left as it is
 
 
 def test_it_ranks_better_than_either_and_its_intervals_hold() -> None:

@@ -66,9 +66,9 @@ def test_plans_are_made_from_estimates_and_measured_as_a_whole(fast: RunFolder) 
 def test_the_report_says_first_that_these_are_estimates(fast: RunFolder) -> None:
     document = compose(fast)
     assert document.warnings[0].startswith("Divergences of single modules are estimates")
-    (checked,) = [w for w in document.warnings if "checked by measuring every module" in w]
-    assert "on 32 drawn images, and was off at int2 by a factor of" in checked
-    assert "int4" not in checked
+    (checked,) = [w for w in document.warnings if "was also measured" in w]
+    assert "on 32 drawn images: at 2 bits it is " in checked
+    assert "4 bits" not in checked
     (model,) = document.models
     assert model.loss == "drop of top-1"  # of whole plans
     cells = [cell for row in model.rows for cell in row.cells]

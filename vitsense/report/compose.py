@@ -155,8 +155,8 @@ MODE_WORDS = {
     "at a width stops when the images it has not seen could change its loss by no more than the "
     "tolerance, or when its share of the images is used up; intervals allow for the repeated "
     "looking",
-    "fast": "fast: the divergence of single modules is estimated to second order (Fisher "
-    "information of the class probabilities) from one forward and one backward pass; their drop is "
+    "fast": "fast: the divergence of single modules is estimated from gradients (Fisher "
+    "information of the class probabilities), one forward and one backward pass; their drop is "
     "not measured; whole plans are. Images are drawn by how unsure the model is of them; below 4 "
     "bits the estimate is combined with a measurement of every module on 8 to 32 of them",
     "hessian": "hessian: the divergence of single modules is estimated as HAWQ-V2 does, half the "
