@@ -18,6 +18,7 @@ from vitsense.runfolder import RunFolder
 from vitsense.sensitivity.draws import Draws
 from vitsense.sensitivity.estimate import ESTIMATED, Estimated, EstimateMemory
 from vitsense.sensitivity.fisher import estimate_fisher
+from vitsense.sensitivity.quantizers import supports
 from vitsense.sensitivity.result import Cell, Measured
 from vitsense.sensitivity.sweep import OUT_OF_TIME, cells
 from vitsense.settings import SweepMode
@@ -107,9 +108,11 @@ def _filled(
         one = known.get(cell) or Measured(cell=cell, outcome=None, reason=OUT_OF_TIME)
         if one.reason == OUT_OF_TIME:
             sweep.deadline.came = True
-            if cell in spare:
-                other = spare[cell]
-                one = replace(other, reason=OUT_OF_TIME) if other.estimate else other
+            other = spare.get(cell)
+            if other is not None and other.estimate is not None:
+                one = replace(other, reason=OUT_OF_TIME)
+            elif nothing := supports(sweep.catalog[cell.module], cell.part):
+                one = Measured(cell=cell, outcome=None, reason=nothing)
         found.append(one)
     return found
 
@@ -137,9 +140,9 @@ def keep_unplannable(
             run.write_table("sensitivity", sensitivity)
         raise TooLittleTimeError(
             f"The time budget ended before {len(missing)} of {len(modules)} modules were looked "
-            f"at, first {missing[0]!r}, and this model allows no estimates: too early for a plan. "
-            "What was measured is kept; the same command continues, without --budget-time or with "
-            "more. --dry-run --probe says how long a whole run takes."
+            f"at, first {missing[0]!r}, which this model allows no estimates of: too early for a "
+            "plan. What was measured is kept; the same command continues, without --budget-time or "
+            "with more. --dry-run --probe says how long a whole run takes."
         )
 
 
