@@ -65,7 +65,7 @@ def test_every_step_is_in_the_table(run: RunFolder) -> None:
         ("16", "5", "1.4", "0.87", "yes"),
         ("32", "10", "1.9", "1.9", "no"),
     ]
-    assert table.rows[1][0] == "3 bits everywhere, step 1"
+    assert table.rows[1][0] == "3 bits but for pinned modules, step 1"
 
 
 def test_a_step_that_only_brings_a_plan_into_the_budget_says_so(run: RunFolder) -> None:
@@ -78,7 +78,8 @@ def test_a_step_that_only_brings_a_plan_into_the_budget_says_so(run: RunFolder) 
     assert isinstance(table, Table)
     assert [row[-1] for row in table.rows] == ["yes", "yes, to keep the budget"]
     assert (
-        "from 3 bits everywhere ended at 1.9 nats, where the solved plan has 1.4" in found.numbers
+        "from 3 bits but for pinned modules ended at 1.9 nats, where the solved plan has 1.4"
+        in found.numbers
     )
 
 

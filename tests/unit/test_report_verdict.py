@@ -6,7 +6,13 @@ import pandas as pd
 import pytest
 
 from vitsense.plan.plan import ModulePlan, Plan
-from vitsense.report.compose_verdict import headline_of, sentences_of, widest_of
+from vitsense.report.compose_verdict import (
+    bits_of_worst,
+    headline_of,
+    measured_worst,
+    sentences_of,
+    widest_of,
+)
 from vitsense.schemas import SCHEMAS
 
 NOTHING = pd.DataFrame(columns=list(SCHEMAS["sensitivity"]))
@@ -80,3 +86,48 @@ def test_modules_that_keep_the_most_bits_are_named() -> None:
     (many,) = widest_of(plan_of(*[8] * 11, 4))
     assert many.endswith("m7, and 3 more.")
     assert widest_of(plan_of(4, 4)) == widest_of(None) == []
+
+
+def test_where_every_plan_breaks_nobody_is_told_to_take_more_images() -> None:
+    joint = joint_of(recommended=BREAKS, pareto_5=(5.0, 9.0, 7.0, 11.0), uniform_8=(8, 4.0, 2, 6))
+    assert sentences_of(NOTHING, joint) == [
+        "No measured plan holds. The one that loses least: 8.0 bits on average, 0.80 MB, 4.0 "
+        "points lost (2.0 to 6.0)."
+    ]
+
+
+def test_a_plan_that_holds_though_one_of_less_divergence_may_not_is_said_to_be_lucky() -> None:
+    joint = joint_of(
+        recommended=BREAKS, pareto_6=(6.0, -2.0, -4.9, 0.9), uniform_8=(8.0, -0.5, -2.4, 1.4)
+    )
+    joint.loc[joint["plan"] == "uniform-8", "kl"] = 0.01
+    (line,) = sentences_of(NOTHING, joint)
+    assert line.startswith("The smallest measured plan that holds: 6.0 bits")
+    assert "Take this with care: a plan of less divergence cannot be told to hold" in line
+
+
+def cells(status: str, **kl: float) -> pd.DataFrame:
+    rows = [
+        {"module": name, "part": "both", "format": "int4", "bits": 4, "status": status, "kl": value}
+        for name, value in kl.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_bits_of_the_most_sensitive_modules_stand_in_their_order() -> None:
+    found = cells("measured", m0=0.1, m1=0.3, m2=0.2)
+    assert bits_of_worst(plan_of(8, 6, 4), found) == [
+        "These 3 are the first to keep at more bits; within its budget the plan gives them, in "
+        "this order, 6, 4, 8 (pinned) bits."
+    ]
+    assert bits_of_worst(None, found) == bits_of_worst(plan_of(8, 6), found) == []
+
+
+def test_a_ranking_by_estimates_says_what_was_measured() -> None:
+    found = cells("estimated", m0=0.1, m1=0.3)
+    causes = pd.DataFrame([{"module": "m1", "kl_before": 0.0098}])
+    (line,) = measured_worst(found, causes)
+    assert "Measured alone, for their remedies: m1 0.0098 nats" in line
+    (line,) = measured_worst(found, causes.iloc[:0])
+    assert line.startswith("The ranking rests on estimates: modules that follow closely")
+    assert measured_worst(cells("measured", m0=0.1), causes) == []

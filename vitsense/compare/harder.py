@@ -42,7 +42,7 @@ def harder(first: str, second: str, comparison: Comparison, joint: pd.DataFrame)
         second: f"{short_span(kls[1].value, kls[1].low, kls[1].high)} nats",
     }
     apart, head = _of_losses(first, second, a, b, form.words)
-    where = f"{_where(first, comparison)} {_where(second, comparison)}"
+    where = f"{_where(first, comparison, kls[0].value)} {_where(second, comparison, kls[1].value)}"
     return [
         Finding(
             key=f"{first}-{second}-harder",
@@ -95,8 +95,19 @@ def _of_losses(
     )
 
 
-def _where(model: str, comparison: Comparison) -> str:
-    """The role and the half of the depth that cause most of a model's divergence."""
+def _together(total: float, whole: float) -> str:
+    """How errors of single modules add up where all are quantized."""
+    return f" Quantized together, its modules diverge {number(whole / total)} times that sum."
+
+
+def _where(model: str, comparison: Comparison, whole: float) -> str:
+    """The role and the half of the depth that cause most of a model's divergence.
+
+    Args:
+        model: Its key.
+        comparison: Modules of all models.
+        whole: Divergence of the model with all modules quantized, nats.
+    """
     part = comparison.per_module
     part = part[part["model"] == model]
     kl = part["kl"].fillna(0.0).astype(float)
@@ -109,5 +120,5 @@ def _where(model: str, comparison: Comparison) -> str:
     return (
         f"In {model}, {group_label(str(roles.index[0]))} modules cause "
         f"{100 * float(roles.iloc[0]) / total:.0f} % of the summed divergence, and the {half} half "
-        f"of the depth {100 * max(late, 1 - late):.0f} %."
+        f"of the depth {100 * max(late, 1 - late):.0f} %.{_together(total, whole)}"
     )

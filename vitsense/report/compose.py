@@ -154,7 +154,8 @@ MODE_WORDS = {
     "adaptive": "adaptive: rounds of images, those first that the model is least sure of; a module "
     "at a width stops when the images it has not seen could change its loss by no more than the "
     "tolerance, or when its share of the images is used up; intervals allow for the repeated "
-    "looking",
+    "looking. Groups, remedies and whole plans are measured on all images: where a group of one "
+    "module differs from its cell, the group is known better",
     "fast": "fast: the divergence of single modules is estimated from gradients (Fisher "
     "information of the class probabilities), one forward and one backward pass; their drop is "
     "not measured; whole plans are. Images are drawn by how unsure the model is of them; below 4 "
@@ -233,8 +234,10 @@ def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         ),
         (
             "Whole plans",
-            "divergences of single modules are summed; plans that were measured tell how much more "
-            "the whole diverges and what that loses; the interval is the scatter of these plans",
+            "divergences of single modules are summed; for this, a format never counts as "
+            "cheaper than a wider one of the same kind (where measurements say so, both get their "
+            "average). Plans that were measured tell how much more the whole diverges and what "
+            "that loses; the interval is the scatter of these plans",
         ),
         ("Images", f"{data['evaluation']} evaluation, {data['calibration']} calibration, disjoint"),
         ("Data", f"{data['spec']} (digest {data['evaluation_digest']})"),
@@ -279,4 +282,9 @@ _WORDS = (
     ("SDAM", "standard deviation over channels of the mean absolute value"),
     ("bit operations", "multiply-accumulates times the bits of both operands"),
     ("plan", "the bits of every module of a model; plan.json"),
+    (
+        "pinned",
+        "kept at given bits whatever it costs: the first and the last weights at 8 bits, as is "
+        "usual; vitsense plan --no-pin leaves them free, --pin NAME=BITS pins others",
+    ),
 )

@@ -14,7 +14,14 @@ from vitsense.plan.plan import Plan
 from vitsense.report.chapters import model_chapters
 from vitsense.report.compose_front import front_of
 from vitsense.report.compose_sheets import sheets
-from vitsense.report.compose_verdict import cards_of, headline_of, sentences_of, widest_of
+from vitsense.report.compose_verdict import (
+    bits_of_worst,
+    cards_of,
+    headline_of,
+    measured_worst,
+    sentences_of,
+    widest_of,
+)
 from vitsense.report.document import (
     HeatCell,
     ModelReport,
@@ -70,10 +77,12 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         family="vision transformer" if entry["family"] == "vit" else "ConvNet",
         loss="drop of top-1" if labelled else "loss of agreement",
         loss_unit="percentage points" if labelled else "% of images",
-        facts=_facts(entry, len(mine["modules"])),
+        facts=_facts(entry, sensitivity),
         headline=headline_of(joint),
         verdict=(
             *sentences_of(sensitivity, joint),
+            *bits_of_worst(plan, sensitivity),
+            *measured_worst(sensitivity, mine["causes"]),
             *widest_of(plan),
             *_plan_note(plan, joint),
         ),
@@ -81,6 +90,7 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         seen=_seen(sensitivity),
         columns=tuple((form.label, form.bits) for form in forms),
         by_divergence=by_divergence,
+        estimated=bool((sensitivity["status"] == "estimated").any()),
         rows=tuple(_with_divergence(row) for row in rows) if by_divergence else tuple(rows),
         roles=tuple((role_label(name), name) for name in dict.fromkeys(mine["modules"]["role"])),
         worst=_worst(mine["modules"], sensitivity),
@@ -129,8 +139,9 @@ def _seen(sensitivity: pd.DataFrame) -> str:
     return f"{least}" if least == most else f"{least} to {most}"
 
 
-def _facts(entry: Mapping[str, Any], modules: int) -> tuple[tuple[str, str], ...]:
+def _facts(entry: Mapping[str, Any], sensitivity: pd.DataFrame) -> tuple[tuple[str, str], ...]:
     size = "x".join(map(str, entry["input_size"]))
+    estimated = bool((sensitivity["status"] == "estimated").any())
     weights = {
         "hub": "pretrained, from the hub",
         "file": f"from the file {entry['checkpoint']}",
@@ -144,7 +155,10 @@ def _facts(entry: Mapping[str, Any], modules: int) -> tuple[tuple[str, str], ...
         ("Parameters", f"{entry['params']:,}"),
         ("Input", f"{size}, {entry['interpolation']}, crop {entry['crop_pct']:g}"),
         ("Classes", str(entry["num_classes"])),
-        ("Modules measured", str(modules)),
+        (
+            "Modules estimated" if estimated else "Modules measured",
+            str(sensitivity["module"].nunique()),
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitsense.formats import format_of
@@ -81,7 +81,7 @@ def _wider(joint: pd.DataFrame) -> list[str]:
     holding = [row for row in wider if _status(row)[0] is Status.GOOD]
     if holding:
         best = min(holding, key=lambda row: row["size_mb"])
-        return [f"The smallest measured plan that holds: {_sized(best)}."]
+        return [f"The smallest measured plan that holds: {_sized(best)}.{_luck(best, wider)}"]
     if not wider:
         return []
     best = min(wider, key=lambda row: loss_of(row)[2])
@@ -92,6 +92,18 @@ def _wider(joint: pd.DataFrame) -> list[str]:
         f"No measured plan is known to hold. The nearest: {_sized(best)}, so up to {lost} may be "
         "lost; more images would tell."
     ]
+
+
+def _luck(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
+    """That a plan holds by chance, as far as plans of less divergence are not known to hold."""
+    less = [row for row in others if row["kl"] < best["kl"] and _status(row)[0] is not Status.GOOD]
+    if not less:
+        return ""
+    which = "a plan" if len(less) == 1 else f"{len(less)} plans"
+    return (
+        f" Take this with care: {which} of less divergence cannot be told to hold, so some of it "
+        "is luck with these images; more images would tell."
+    )
 
 
 def _sized(row: Mapping[str, Any]) -> str:
@@ -118,6 +130,44 @@ def widest_of(plan: Plan | None) -> list[str]:
     more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
     words = forms[wide[0].name].words
     return [visible(f"The plan keeps {words} for {', '.join(names[:_NAMED] + more)}.")]
+
+
+def bits_of_worst(plan: Plan | None, sensitivity: pd.DataFrame) -> list[str]:
+    """What the plan gives the most sensitive modules: the first to keep at more bits."""
+    worst = worst_modules(sensitivity)
+    if plan is None or worst is None:
+        return []
+    chosen = {module.name: module for module in plan.modules}
+    given = [
+        format_of(chosen[name].format).label + (" (pinned)" if chosen[name].pinned else "")
+        for name in worst[0]
+        if name in chosen
+    ]
+    if len(given) != len(worst[0]) or not given:
+        return []
+    return [
+        f"These {len(given)} are the first to keep at more bits; within its budget the plan gives "
+        f"them, in this order, {', '.join(given)}{' bits' if given[-1][0].isdecimal() else ''}."
+    ]
+
+
+def measured_worst(sensitivity: pd.DataFrame, causes: pd.DataFrame) -> list[str]:
+    """Where the ranking is an estimate: what those of its first modules have that were measured."""
+    worst = worst_modules(sensitivity)
+    if worst is None or not (sensitivity["status"] == "estimated").any():
+        return []
+    before = causes.dropna(subset=["kl_before"]).drop_duplicates("module").set_index("module")
+    said = [
+        f"{shortened(name)} {short(float(before.loc[name, 'kl_before']))}"
+        for name in worst[0]
+        if name in before.index
+    ]
+    if not said:
+        return ["The ranking rests on estimates: modules that follow closely may change places."]
+    return [
+        f"The ranking rests on estimates. Measured alone, for their remedies: {', '.join(said)} "
+        "nats; where this is far from the estimate, trust the measurement."
+    ]
 
 
 def cards_of(

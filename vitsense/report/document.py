@@ -159,6 +159,8 @@ class ModelReport:
     cards: tuple[Card, ...]
     by_divergence: bool
     """Whether cells show the divergence, because no loss of a single module is certain."""
+    estimated: bool
+    """Whether divergences of single modules are estimates."""
     seen: str
     """Images that single modules saw: ``64 to 128``."""
     columns: tuple[tuple[str, int], ...]

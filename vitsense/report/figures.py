@@ -99,10 +99,16 @@ def _sensitivity(document: Document) -> Picture:
         drawn(7.0, 3.1, 1, draw),
         _most_sensitive(document),
         f"Divergence of each module at {document.at} along relative depth. {peaks}.",
-        "Each point is one module quantized alone; the line is a running median. Higher is more "
+        f"Each point is one module quantized alone{_how(document)}; the line is a running median. "
+        "Higher is more "
         "sensitive; the scale is logarithmic, so one step is a factor of ten (values below "
         f"{LEAST_KL:.6f} are drawn there).",
     )
+
+
+def _how(document: Document) -> str:
+    estimated = [model.estimated for model in document.models]
+    return ", by estimate" if all(estimated) else ""
 
 
 _LONGEST = 60  # letters of a name in a title

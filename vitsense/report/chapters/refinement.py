@@ -19,10 +19,10 @@ _TITLE = "Can the plan be improved as a whole?"
 
 _WAY = (
     "The solver adds up what single modules cost in an otherwise full-precision model. Rounding "
-    "errors that meet reinforce or cancel each other, so that plan was improved as a whole, on "
-    "calibration images: with the plan in force, every module was exchanged for the next narrower "
-    "and the next wider format, the best exchanges within the budget were tried together, and what "
-    "was better on other calibration images became the next plan."
+    "errors that meet reinforce or cancel each other, so a better plan was looked for as a whole, "
+    "on calibration images: with the plan in force, every module was exchanged for the next "
+    "narrower and the next wider format, and the best exchanges within the budget were tried "
+    "together; only what was better on other calibration images would become the next plan."
 )
 
 
@@ -104,13 +104,19 @@ def _others(steps: pd.DataFrame) -> str:
     for start, rows in steps[steps["start"] != "solved"].groupby("start", sort=False):
         taken = rows[rows["taken"]]
         if len(taken) and len(solved):
+            end, there = float(taken["after"].iloc[-1]), float(solved.iloc[0])
+            how = "lower, but not by two standard errors" if end < there else "not lower"
             words.append(
-                f"; the search from {plan_name(str(start))} ended at "
-                f"{short(taken['after'].iloc[-1])} nats, where the solved plan has "
-                f"{short(solved.iloc[0])} on the same calibration images: not lower by two "
-                "standard errors"
+                f"; the search from {_start(str(start))} ended at {short(end)} nats, where the "
+                f"solved plan has {short(there)} on the same calibration images: {how}"
             )
     return "".join(words)
+
+
+def _start(name: str) -> str:
+    """Where a search begins; uniform plans begin with pinned modules at their own widths."""
+    words = plan_name(name)
+    return words.replace("everywhere", "but for pinned modules") if "everywhere" in words else words
 
 
 def _kept(row: Any) -> str:
@@ -122,7 +128,7 @@ def _kept(row: Any) -> str:
 def _table(steps: pd.DataFrame) -> Table:
     rows = [
         (
-            f"{plan_name(row['start'])}, step {row['number']}",
+            f"{_start(row['start'])}, step {row['number']}",
             str(row["images"]),
             str(row["changed"]),
             short(row["before"]),
@@ -146,7 +152,8 @@ def _table(steps: pd.DataFrame) -> Table:
             "Each step is the best of a few trials with different numbers of exchanges. It is kept "
             "when it is clearly better on calibration images on which no exchange was looked for "
             "(by two standard errors); if not, exchanges are measured on more images. A search "
-            "also begins from the widest uniform plan; with pinned modules that plan may be beyond "
-            "the budget, and the first step must then bring it back, whatever that costs."
+            "also begins from the widest uniform plan with pinned modules (the first and the last "
+            "weights) at their own bits: not the uniform plan that was measured as a whole. It may "
+            "be beyond the budget, and the first step must then bring it back, whatever that costs."
         ),
     )
