@@ -22,7 +22,8 @@ from report_fixture import make_run
 from training_record import add_training
 
 from vitsense.report import write_comparison, write_report
-from vitsense.runfolder import RunFolder
+from vitsense.runfolder import RunFolder, atomic_write, json_text
+from vitsense.schemas import EXPORT_SCHEMA
 
 WIDTHS = (390, 820, 1440)
 THEMES = ("light", "dark")
@@ -41,6 +42,35 @@ def trained(folder: Path) -> RunFolder:
     return run
 
 
+def exported(folder: Path) -> RunFolder:
+    """A run with a file that was compared and timed, and one that was not run."""
+    run = make_run(folder, 20, ["vit"])
+    time = {"median": 2.0, "low": 1.5, "high": 2.5}
+    compared = {
+        "model": "vit",
+        "format": "onnx",
+        "file": "export/vit.onnx",
+        "bytes": 2_500_000,
+        "parity": {"images": 64, "same_top1": 63, "largest": 0.2, "step": 0.1},
+        "first_difference": {"site": "head:input", "explanation": "a tie"},
+        "sites": [{"site": "head:weight", "note": "int3 is held in 4 bits"}],
+        "latency": {"quantized_ms": time, "float_ms": {**time, "median": 4.0}, "speedup": 2.0},
+    }
+    packed = {"model": "vit", "format": "safetensors", "file": "export/vit.st", "bytes": 900_000}
+    record = {"schema": EXPORT_SCHEMA, "exports": [compared, packed]}
+    atomic_write(run.path / "export.json", json_text(record))
+    return run
+
+
+def ended(folder: Path) -> RunFolder:
+    """A run whose time budget ended before remedies and the search."""
+    run = make_run(folder, 20, ["vit"], status="interrupted")
+    record = {key: value for key, value in run.read_run().items() if key != "schema"}
+    record["settings"] |= {"refine": 3, "budget": "avg-bits=4", "budget_time": 60.0}
+    run.write_run(record)
+    return run
+
+
 CASES: dict[str, Callable[[Path], RunFolder]] = {
     "20": lambda path: make_run(path, 20, hostile=True, unmeasured=True, warnings=FEW),
     "60-long": lambda path: make_run(path, 60, LONG),
@@ -48,6 +78,8 @@ CASES: dict[str, Callable[[Path], RunFolder]] = {
     "1000": lambda path: make_run(path, 1000, ["vit"]),
     "four": lambda path: make_run(path, 20, FOUR),
     "training": trained,
+    "export": exported,
+    "ended": ended,
 }
 
 
