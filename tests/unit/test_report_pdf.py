@@ -22,6 +22,7 @@ from vitsense.report import compose
 from vitsense.report.document import Document
 from vitsense.report.drawing import Picture
 from vitsense.report.figures import pictures
+from vitsense.report.formatters import number, span
 from vitsense.report.html import render_html
 from vitsense.report.pdf import render_pdf
 
@@ -122,6 +123,8 @@ def test_every_text_and_number_is_there_and_on_the_page_too(made: Made) -> None:
         said += [value for card in model.cards for value in (card.value, card.detail, card.word)]
         said += [model.headline, *model.verdict]
         said += [v for p in model.plans for v in (p.predicted, p.measured)]
+        said += [p.measured for p in model.front]
+        said += [f"{number(p.drop)} ({span(p.low, p.high)})" for p in model.front]
         said += [cell for row in model.coverage for cell in row]
         said += texts(model.chapters)
     said += [

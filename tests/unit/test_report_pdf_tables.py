@@ -35,7 +35,7 @@ def pages(folder: Path, tables: list[dict[str, Any]]) -> list[list[str]]:
 def table(number: int, count: int, **changes: Any) -> dict[str, Any]:
     cells = [[f"t{number}r{k}", "1"] for k in range(count)]
     made = {"title": f"title{number}", "head": ["Row", "Value"], "rows": cells, "marked": []}
-    return {**made, "reading": f"note{number}", "code": False, **changes}
+    return {**made, "reading": f"note{number}", "code": False, "across": [], **changes}
 
 
 def test_no_page_begins_or_ends_with_one_row_and_notes_stay_with_their_rows(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_long_texts_of_wide_tables_stand_below_their_row(tmp_path: Path) -> None
     head = ["Module", "Reason", "Before", "After", "Result", "Loss"]
     reason = "the affine grid in use wastes no codes on the missing side, a symmetric one would"
     row = ["m.fc1", reason, "0.0025", "0.0026 (0.0018 to 0.0037)", "no help", "0.1 (-0.6 to 0.6)"]
-    words = pages(tmp_path, [table(0, 0, head=head, rows=[row] * 3, code=True)])
+    words = pages(tmp_path, [table(0, 0, head=head, rows=[row] * 3, code=True, across=[1])])
     text = " ".join(words[0]).replace("\u200b", "")
     assert text.count(f"Reason: {reason}") == 3
     assert "Module Before After Result Loss" in text

@@ -148,4 +148,10 @@ def test_the_picture_in_print_marks_the_plans_width(model: ModelReport) -> None:
     assert svg.count('stroke="#0072B2"') == 1
     assert svg.count("<path") == 1 + len(WIDTHS)
     assert f'd="{histogram_path(picture)[0]}"' in svg
-    assert f'viewBox="0 0 {WIDTH} {HEIGHT + 8 * len(WIDTHS) + 4}"' in svg
+    assert f'viewBox="0 0 {WIDTH + 14:.1f} {HEIGHT + 8 * len(WIDTHS) + 16}"' in svg
+    said = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert said[: len(WIDTHS)] == [str(width) for width in WIDTHS]
+    assert "mean" in said[len(WIDTHS) :]
+    broad = small_svg(picture, "#0072B2", row.bits, 1.5)
+    assert "scale(1.5 1)" in broad
+    assert f'viewBox="0 0 {1.5 * WIDTH + 14:.1f} ' in broad

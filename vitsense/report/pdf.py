@@ -14,6 +14,7 @@ from vitsense.glyphs import font_folder
 from vitsense.report.compose_model import LEVELS
 from vitsense.report.document import Document, ModelReport
 from vitsense.report.drawing import COLOURS, Picture, cividis, diverging
+from vitsense.report.formatters import number, span
 from vitsense.report.html import template_root
 from vitsense.report.pdf_packed import packed
 from vitsense.report.runs_document import STEPS, RunsDocument
@@ -34,8 +35,10 @@ def render_pdf(document: Document, pictures: dict[str, Picture], *, paper: str =
     for i, model in enumerate(document.models):
         colour = COLOURS[i % len(COLOURS)]
         drawings |= {
-            f"small-{i}-{at}-{k}": small_svg(tensor.picture, colour, model.rows[at].bits)
-            for at in model.worst
+            f"small-{i}-{at}-{k}": small_svg(
+                tensor.picture, colour, model.rows[at].bits, ALONE_WIDE if rank < ALONE else 0.8
+            )
+            for rank, at in enumerate(model.worst)
             for k, tensor in enumerate(model.rows[at].sheet.tensors)
             if tensor.picture is not None
         }
@@ -107,8 +110,27 @@ def _page_data(document: Document, pictures: dict[str, Picture]) -> dict[str, ob
         "heat": cividis(LEVELS),
         "alone": [_alone(model) for model in document.models],
         "small": [_small(model) for model in document.models],
+        "front": [_front(model) for model in document.models],
     }
 
+
+def _front(model: ModelReport) -> list[tuple[str, ...]]:
+    """Rows of the table of the Pareto front."""
+    return [
+        (
+            str(p.number),
+            f"{p.avg_bits:.2f}",
+            f"{p.size_mb:.2f}",
+            f"{p.bitops_g:.2f}",
+            f"{number(p.drop)} ({span(p.low, p.high)})",
+            p.measured or "\N{EN DASH}",
+        )
+        for p in model.front
+    ]
+
+
+ALONE_WIDE = 1.55
+"""How much wider pictures in such a part are than those of the page."""
 
 ALONE = 5
 """Most sensitive modules with a part of their own: all their tensors; others show the worst one."""

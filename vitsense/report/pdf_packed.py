@@ -82,6 +82,8 @@ def _contents(pdf: bytes, places: Sequence[int]) -> Iterator[bytes]:
     after = dict(zip(order, order[1:], strict=False))
     for number, place in enumerate(places[:-1], start=1):
         text = pdf[place : after[place]].strip()
+        if b"/MarkInfo" in text:  # false is what holds without it, and some readers warn of it
+            text = re.sub(rb"\s*/Suspects false", b"", text)
         yield text.removeprefix(b"%d 0 obj" % number).removesuffix(b"endobj").strip()
 
 

@@ -50,6 +50,8 @@ class Table:
     """Rows that stand out, such as the recommended plan."""
     code: bool = False
     """Whether the first column holds names of the model's code: modules, tensors, blocks."""
+    across: tuple[int, ...] = ()
+    """Columns of long texts that in print stand across the page, below the rest of their row."""
     kind: str = "table"
 
     def __post_init__(self) -> None:
@@ -72,6 +74,7 @@ def without_dashes(table: Table) -> Table:
         table,
         head=tuple(table.head[k] for k in kept),
         rows=tuple(tuple(row[k] for k in kept) for row in table.rows),
+        across=tuple(kept.index(k) for k in table.across if k in kept),
     )
 
 

@@ -50,22 +50,48 @@ def grid_line(start: float, step: float, steps: int, y: int) -> tuple[str, str]:
     return path, f"{_TICK} {gap:.4g}" if gap > 0.4 else ""
 
 
-def small_svg(picture: Picture, colour: str, bits: int) -> str:
-    """A histogram with its grids as an SVG file; the grid of ``bits`` is in ``colour``."""
+_EDGE = 14
+"""Pixels beside a drawing for the widths of its grids."""
+
+_FOOT = 12
+"""Pixels below it for the names of its dashed lines."""
+
+_APART = 26  # pixels between the middles of two names
+
+
+def small_svg(picture: Picture, colour: str, bits: int, wide: float = 1.0) -> str:
+    """A histogram with its grids as an SVG file; the grid of ``bits`` is in ``colour``.
+
+    Args:
+        picture: What is drawn.
+        colour: Of the model.
+        bits: Of the plan.
+        wide: How much wider than `WIDTH` it is drawn; letters keep their shape.
+    """
     bottom = height_of(picture)
+    right = WIDTH * wide
     lines = "".join(
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{HEIGHT}" stroke="#57606a" '
         'stroke-dasharray="2 3"/>'
         for x, _ in picture.ticks
     )
-    grids = ""
+    grids = names = ""
     for place, ladder in enumerate(picture.ladders):
         path, dashes = ladder_line(ladder, place)
         shade = colour if ladder.bits == bits else "#8b949e"
         dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
         grids += f'<path d="{path}" stroke="{shade}" stroke-width="5" fill="none"{dashed}/>'
-    path, at = histogram_path(picture)
+        names += f'<text x="{right + 3:.1f}" y="{HEIGHT + RUNG * place + 8}">{ladder.bits}</text>'
+    last = -float("inf")
+    for x, label in sorted(picture.ticks):
+        if x * wide - last >= _APART:
+            last = x * wide
+            at = min(max(last, _EDGE), right - 4)
+            names += f'<text x="{at:.1f}" y="{bottom + 8}" text-anchor="middle">{label}</text>'
+    path, at_bins = histogram_path(picture)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom}">'
-        f'<path d="{path}" transform="{at}" fill="{colour}"/>{lines}{grids}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right + _EDGE:.1f} '
+        f'{bottom + _FOOT}"><g transform="scale({wide:g} 1)">'
+        f'<path d="{path}" transform="{at_bins}" fill="{colour}"/>{lines}{grids}</g>'
+        f'<g font-family="DejaVu Sans" font-size="8" fill="#57606a">{names}</g></svg>'
     )

@@ -86,6 +86,7 @@ def _tried(rows: pd.DataFrame, words: str) -> Table:
                 "before is outside the interval after."
             ),
             code=True,
+            across=(1, 2),
         )
     )
 
