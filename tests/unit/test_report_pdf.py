@@ -108,11 +108,11 @@ def test_every_page_has_its_number_and_a_running_head(
     document: Document, reader: PdfReader
 ) -> None:
     count = len(reader.pages)
-    for number, page in enumerate(reader.pages, start=1):
+    for place, page in enumerate(reader.pages, start=1):
         text = page.extract_text()
-        assert f"page {number} of {count}" in text
+        assert f"page {place} of {count}" in text
         assert len(text) > 200, "a page is nearly empty"
-        assert number == 1 or plain(text).startswith(plain(document.title))
+        assert place == 1 or plain(text).startswith(plain(document.title))
 
 
 def test_every_text_and_number_is_there_and_on_the_page_too(made: Made) -> None:

@@ -43,7 +43,10 @@ def test_every_object_is_the_same(plain: bytes) -> None:
     assert len(numbers) > TOGETHER
     for number in numbers:
         pair = [reader.get_object(IndirectObject(number, 0, reader)) for reader in (before, after)]
-        assert content(pair[0]) == content(pair[1])
+        said, kept = map(content, pair)
+        if isinstance(said, dict) and "/MarkInfo" in said:  # false is what holds without it
+            assert not said["/MarkInfo"].pop("/Suspects").value
+        assert said == kept
     assert before.trailer["/ID"] == after.trailer["/ID"]
 
 

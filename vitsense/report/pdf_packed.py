@@ -23,6 +23,8 @@ _WIDTHS = (1, 4, 2)  # bytes of kind, place, and number within it
 def packed(pdf: bytes) -> bytes:
     """The PDF with its objects in compressed streams; those that are streams stay as they are.
 
+    One entry goes: that tags are not suspect, which holds without it and of which poppler warns.
+
     Pages, text, tags and object numbers are the same. A file with another layout than typst's (one
     cross-reference table, numbered from 1 without holes) is given back unchanged.
     """
