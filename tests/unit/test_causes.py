@@ -55,23 +55,34 @@ def heavy(x: Tensor) -> Tensor:
     return x**5
 
 
+def channels_with_tails(x: Tensor) -> Tensor:
+    return x**5 * torch.logspace(-1, 1, 64)
+
+
 PLANTED = {
     "outlier channels": (one_channel, Remedy.PER_CHANNEL),
     "uneven channels": (uneven, Remedy.PER_CHANNEL),
     "heavy tail": (heavy, Remedy.LEAST_ERROR),
     "one-sided input": (nn.functional.gelu, Remedy.MORE_BITS),
 }
+RANGES = {
+    "minmax": Remedy.LEAST_ERROR,
+    "percentile": Remedy.LEAST_ERROR,
+    "mse": Remedy.MORE_BITS,  # its length is the best already
+}
 
 
-def measured(model: nn.Module, form: str = "int3") -> tuple[dict[str, Cause], dict[str, float]]:
+def measured(
+    model: nn.Module, form: str = "int3", chosen: str = "percentile"
+) -> tuple[dict[str, Cause], dict[str, float]]:
     """Causes by name; divergence as it is and after each remedy."""
     x = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     catalog = find_sites(model, x[:1])
     statistics = collect_statistics(model, catalog, [x])
-    settings = QuantSettings(activation_range=RangeChoice.PERCENTILE)
+    settings = QuantSettings(activation_range=RangeChoice(chosen))
     quantizers = Quantizers(catalog, statistics, settings, "cpu")
     (module,) = catalog
-    causes = causes_of(module, statistics, "percentile", form)
+    causes = causes_of(module, statistics, chosen, form)
     variants = {"": Variant(module, quantizers.visits(module, form, Part.BOTH))} | {
         c.cause: Variant(module, remedy_visits(module, c, form, quantizers, statistics))
         for c in causes
@@ -89,6 +100,22 @@ def test_a_planted_cause_is_found_and_its_remedy_helps(planted: str) -> None:
     assert kl[planted] < kl[""]
     if planted == "outlier channels":
         assert causes[planted].detail.startswith("channel 17 (")
+
+
+@pytest.mark.parametrize("chosen", RANGES)
+def test_the_remedy_of_a_heavy_tail_is_one_that_the_range_in_use_leaves_open(chosen: str) -> None:
+    causes, kl = measured(Planted(lambda x: x**3), "int3", chosen)
+    assert causes["heavy tail"].remedy is RANGES[chosen]
+    assert kl["heavy tail"] < kl[""]
+    unused, _ = measured(Planted(heavy), "int3", chosen)
+    assert ("unused range" in unused) == (chosen == "minmax")
+
+
+def test_a_scale_per_channel_helps_channels_with_tails_too() -> None:
+    """From end to end, a few values would make the steps of every channel coarse."""
+    causes, kl = measured(Planted(channels_with_tails), "int4", "mse")
+    assert causes["uneven channels"].remedy is Remedy.PER_CHANNEL
+    assert kl["uneven channels"] < kl[""]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +180,7 @@ def test_a_run_tells_causes_and_predictors_and_the_report_shows_them(swin: RunFo
     blocks = chapters["What predicts the sensitivity"].blocks
     tables = {block.title: block for block in blocks if isinstance(block, Table)}
     roles = tables["Rank correlation within each role at 4 bits"].rows
-    assert [row[0] for row in roles] == ["ffn"]  # no other role has five modules
+    assert [row[0] for row in roles] == ["feed-forward (FFN)"]  # no other role has five modules
 
 
 def test_remedies_are_kept_and_not_measured_again(swin: RunFolder) -> None:

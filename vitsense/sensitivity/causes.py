@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -20,6 +21,7 @@ from vitsense.numerics.ranges import (
     RangeMethod,
     affine_grid,
     grid_from_distribution,
+    laplace_reach,
 )
 from vitsense.observe import Visit
 from vitsense.sensitivity.quantizers import Quantizers
@@ -51,7 +53,6 @@ class Remedy(Enum):
     """What is tried at one site; everything else of the module stays as it was."""
 
     PER_CHANNEL = "one scale per channel"
-    CLIP = "clipping at the percentile 99.99"
     LEAST_ERROR = "range of least squared error"
     LOG2 = "powers of two"
     MORE_BITS = "two more bits"
@@ -113,10 +114,9 @@ def _in(cause: Cause, form: NumberFormat) -> Cause:
 def _causes(
     module: SiteModule, statistics: Mapping[str, SiteStatistics], settings_range: str
 ) -> list[Cause]:
-    clip = Remedy.CLIP if settings_range != RangeMethod.PERCENTILE.value else Remedy.LEAST_ERROR
     found: list[Cause] = []
     for site in module.activation_sites:
-        found += _activation(site, statistics[site.id], clip)
+        found += _activation(site, statistics[site.id], RangeMethod(settings_range))
     weight = module.weight_site
     if weight is not None:
         kurtosis = _number(statistics[weight.id].tensor.kurtosis[0])
@@ -130,25 +130,29 @@ def _cause(site: Site, cause: str, value: float, detail: str, remedy: Remedy) ->
     return Cause(site=site, cause=cause, value=value, detail=detail, remedy=remedy)
 
 
-def _activation(site: Site, seen: SiteStatistics, clip: Remedy) -> Iterator[Cause]:
+def _activation(site: Site, seen: SiteStatistics, chosen: RangeMethod) -> Iterator[Cause]:
     if site.role is SiteRole.ATTENTION_PROBS:
         yield _probabilities(site, seen)
         return
     yield from _channels(site, seen)
     kurtosis = _number(seen.tensor.kurtosis[0])
     if kurtosis >= HEAVY_TAIL:
-        yield _cause(site, "heavy tail", kurtosis, f"excess kurtosis {kurtosis:.1f}", clip)
+        # a range of least squared error has the best length already
+        remedy = Remedy.MORE_BITS if chosen is RangeMethod.MSE else Remedy.LEAST_ERROR
+        yield _cause(site, "heavy tail", kurtosis, f"excess kurtosis {kurtosis:.1f}", remedy)
     low, high = float(seen.tensor.minimum[0]), float(seen.tensor.maximum[0])
     if low < 0 < high and -low < NEGATIVE_FLOOR * high:
         skewness = _number(seen.tensor.skewness[0])
         detail = f"from {low:.3g} to {high:.3g}, skewness {skewness:.1f}: as after GELU; {_AFFINE}"
         yield _cause(site, "one-sided input", -low / high, detail, Remedy.MORE_BITS)
+    if chosen is not RangeMethod.MINMAX:
+        return  # the range in use ends before what is hardly used
     histogram = seen.histogram
     used = histogram.quantile(0.9995) - histogram.quantile(0.0005)
     unused = 1 - used / (high - low) if high > low else 0.0
     if unused >= UNUSED:
         detail = f"{100 * unused:.0f} % of the range holds one value in a thousand"
-        yield _cause(site, "unused range", unused, detail, clip)
+        yield _cause(site, "unused range", unused, detail, Remedy.LEAST_ERROR)
 
 
 def _probabilities(site: Site, seen: SiteStatistics) -> Cause:
@@ -236,24 +240,31 @@ def _grid(cause: Cause, form: Format, seen: SiteStatistics) -> AnyGrid:
     if cause.remedy is Remedy.LOG2:
         return Log2Grid(form)
     if cause.remedy is Remedy.PER_CHANNEL:
-        low, high = _ends(cause.site, seen)
+        low, high = _ends(cause.site, seen, laplace_reach(form.bits))
         return affine_grid(low.clamp(max=0), high.clamp(min=0), form)
     histogram = seen.histogram
     centres, counts = histogram.distribution()
     values = Distribution(centres, counts, histogram.minimum, histogram.maximum)
-    clips = cause.remedy is Remedy.CLIP
-    return grid_from_distribution(
-        values, form, RangeMethod.PERCENTILE if clips else RangeMethod.MSE
-    )
+    return grid_from_distribution(values, form, RangeMethod.MSE)
 
 
-def _ends(site: Site, seen: SiteStatistics) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of each channel, in the shape of one scale for each."""
-    assert seen.channels is not None
+def _ends(site: Site, seen: SiteStatistics, reach: float = math.inf) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each channel, in the shape of one scale for each.
+
+    Args:
+        site: An activation with channels.
+        seen: Its statistics.
+        reach: Standard deviations about a channel's mean beyond which its values are clipped.
+    """
+    channels = seen.channels
+    assert channels is not None
+    low, high = np.array(channels.minimum), np.array(channels.maximum)
+    if math.isfinite(reach):  # a few values far out would make every step of the channel coarse
+        low = np.maximum(low, channels.mean - reach * channels.std)
+        high = np.minimum(high, channels.mean + reach * channels.std)
     shape = _scale_shape(site, seen)
-    ends = (seen.channels.minimum, seen.channels.maximum)
-    low, high = (torch.as_tensor(np.array(end)).reshape(shape) for end in ends)
-    return low, high
+    first, last = (torch.as_tensor(end).reshape(shape) for end in (low, high))
+    return first, last
 
 
 def _scale_shape(site: Site, seen: SiteStatistics) -> tuple[int, ...]:
