@@ -124,7 +124,7 @@
         head.hidden = !visible.length;
         cell.colSpan = heads.length - columns.length;
         cell.scope = "rowgroup";
-        cell.textContent = key.slice(1) + ": " + visible.length + (visible.length === 1 ? " module" : " modules");
+        cell.textContent = key.slice(1) + ": " + visible.length + (visible.length === 1 ? " module" : " modules") + ", share of the divergence";
         head.appendChild(cell);
         columns.forEach(function (column) {
           var total = 0, all = 0, sum = document.createElement("td");
@@ -305,7 +305,7 @@
         slider.value = nearest;
         slider.setAttribute("aria-valuetext", "the recommended plan");
         show(chosen);
-        out.textContent = "The recommended plan is shown.";
+        out.textContent = "The recommended plan is shown" + box.dataset.now + ".";
         keep("plan" + number, "");
       }
       function choose(at) {

@@ -290,7 +290,7 @@ def test_the_slider_shows_the_plans_that_were_computed(visit: Any, document: Doc
         assert picked == len(model.rows)
         words = page.locator("#slider-1-out").inner_text()
         assert f"{front.avg_bits:.2f} bits, {front.size_mb:.2f} MB" in words
-        command = f"vitsense plan --model {model.key} --point {front.number}"
+        command = f"vitsense plan RUN --model {model.key} --point {front.number}"
         assert words.endswith(command)
     page.locator("#model-1 .reset").click()
     assert bits.all_text_contents() == [str(row.bits) for row in model.rows]

@@ -104,7 +104,8 @@ def test_a_clear_difference_between_groups_is_stated() -> None:
     rows = [group_row("mhsa", 0.5, 0.2), group_row("ffn", 0.1, 0.1)]
     found = findings(comparison, groups(rows), NO_SUMS, {"vit": "vit"})
     first = next(f for f in found if f.key == "vit-mhsa-ffn-4")
-    assert first.headline == "vit at 4 bits: attention (MHSA) is the most sensitive"
+    said = "attention (MHSA) is more sensitive than feed-forward (FFN)"
+    assert first.headline == f"vit at 4 bits: {said}"
     assert first.value == pytest.approx(5.0)
     assert first.low > 1
     assert "500 images" in first.sentence
@@ -119,7 +120,8 @@ def test_intervals_that_overlap_a_little_still_tell_groups_apart() -> None:
     assert table.loc["mhsa", "kl_low"] < table.loc["ffn", "kl_high"]
     found = findings(comparison, groups(rows), NO_SUMS, {"vit": "vit"})
     first = next(f for f in found if f.key == "vit-mhsa-ffn-4")
-    assert first.headline == "vit at 4 bits: attention (MHSA) is the most sensitive"
+    said = "attention (MHSA) is more sensitive than feed-forward (FFN)"
+    assert first.headline == f"vit at 4 bits: {said}"
     assert 1 < first.low < 1.3 < first.high
 
 
@@ -176,7 +178,7 @@ def test_the_group_that_gives_back_most_is_named_with_everything_quantized() -> 
     found = findings(comparison, groups(rows), NO_SUMS, {"vit": "vit"})
     first = next(f for f in found if f.key == "vit-spared-mhsa-ffn-4")
     assert first.headline == (
-        "vit at 4 bits: attention (MHSA) gives back the most when it is spared"
+        "vit at 4 bits: attention (MHSA) gives back more than feed-forward (FFN) when it is spared"
     )
     assert "Everything quantized loses 39.6 points" in first.sentence
     assert "sparing attention (MHSA) (1,000 weights) gives back 5.40 (" in first.sentence

@@ -126,7 +126,10 @@ def test_a_sensitive_module_without_a_reason_is_compared_with_the_others(run: Ru
     _, stands_out, advice = known.rows[0]
     assert "excess kurtosis of its" in stands_out
     assert "5.0, 2.5 times the median of 8 other modules" in stands_out
-    assert advice.startswith("give it 6 bits: ")
+    assert advice.startswith("keep the 6 bits of the plan: ")
+    run.plan_path().unlink()
+    *_, unplanned = tables(causes(Source(run), MODEL))
+    assert unplanned.rows[0][2].startswith("give it 6 bits: ")
 
 
 def test_columns_of_dashes_are_left_out() -> None:

@@ -54,15 +54,17 @@ def test_the_smallest_plan_that_holds_is_named_and_no_random_one() -> None:
         uniform_8=(8.0, 0.0, -0.1, 0.1),
     )
     assert sentences_of(NOTHING, joint) == [
-        "The smallest measured plan that holds: 5.0 bits on average, 0.50 MB, 0.2 points lost "
-        "(\u22120.4 to 0.8)."
+        "The smallest measured plan that holds: mixed, about 5 bits, 5.0 bits on average, 0.50 "
+        "MB, 0.2 points lost (\u22120.4 to 0.8)."
     ]
 
 
 def test_where_none_is_known_to_hold_the_nearest_says_what_may_be_lost() -> None:
     joint = joint_of(recommended=BREAKS, pareto_5=(5.0, 3.0, 1.0, 7.0), pareto_6=(6, 0.8, -3.5, 5))
     (line,) = sentences_of(NOTHING, joint)
-    assert line.startswith("No measured plan is known to hold. The nearest: 6.0 bits")
+    assert line.startswith(
+        "No measured plan is known to hold. The nearest: mixed, about 6 bits, 6.0 bits"
+    )
     assert "up to 5.0 may be lost" in line
 
 
@@ -91,8 +93,8 @@ def test_modules_that_keep_the_most_bits_are_named() -> None:
 def test_where_every_plan_breaks_nobody_is_told_to_take_more_images() -> None:
     joint = joint_of(recommended=BREAKS, pareto_5=(5.0, 9.0, 7.0, 11.0), uniform_8=(8, 4.0, 2, 6))
     assert sentences_of(NOTHING, joint) == [
-        "No measured plan holds. The one that loses least: 8.0 bits on average, 0.80 MB, 4.0 "
-        "points lost (2.0 to 6.0)."
+        "No measured plan holds. The one that loses least: 8 bits everywhere, 8.0 bits on "
+        "average, 0.80 MB, 4.0 points lost (2.0 to 6.0)."
     ]
 
 
@@ -102,7 +104,7 @@ def test_a_plan_that_holds_though_one_of_less_divergence_may_not_is_said_to_be_l
     )
     joint.loc[joint["plan"] == "uniform-8", "kl"] = 0.01
     (line,) = sentences_of(NOTHING, joint)
-    assert line.startswith("The smallest measured plan that holds: 6.0 bits")
+    assert line.startswith("The smallest measured plan that holds: mixed, about 6 bits")
     assert "Take this with care: a plan of less divergence cannot be told to hold" in line
 
 
@@ -117,8 +119,8 @@ def cells(status: str, **kl: float) -> pd.DataFrame:
 def test_the_bits_of_the_most_sensitive_modules_stand_in_their_order() -> None:
     found = cells("measured", m0=0.1, m1=0.3, m2=0.2)
     assert bits_of_worst(plan_of(8, 6, 4), found) == [
-        "These 3 are the first to keep at more bits; within its budget the plan gives them, in "
-        "this order, 6, 4, 8 (pinned) bits."
+        "The first alone causes 50 %. These 3 are the first to keep at more bits; within its "
+        "budget the plan gives them, in this order, 6, 4, 8 (pinned) bits."
     ]
     assert bits_of_worst(None, found) == bits_of_worst(plan_of(8, 6), found) == []
 

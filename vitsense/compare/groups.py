@@ -148,11 +148,21 @@ def _recovered(row: Mapping[str, Any]) -> str:
     return difference(*(float(row[f"recovery{end}"]) for end in ("", "_low", "_high")))
 
 
+def _place(name: str) -> int:
+    """Where the paper has a group among those it compares."""
+    return next(names.index(name) for names in PAPER_GROUPS if name in names)
+
+
 def _headline(model: str, form: str, order: Sequence[str], certain: bool, what: str) -> str:
     first, second = (group_label(name) for name in order[:2])
     where = f"{model} at {format_of(form).words}"
+    if certain and len(order) == 2:
+        what = what.replace("the most sensitive", f"more sensitive than {second}")
+        return f"{where}: {first} {what.replace('the most when', f'more than {second} when')}"
     if certain:
-        return f"{where}: {first} {what}"
+        among = [group_label(name) for name in sorted(order, key=_place)]
+        of = f"{', '.join(among[:-1])} and {among[-1]}"
+        return f"{where}: of {of}, {first} {what}"
     direction = "" if what.startswith("is") else " when they are spared"
     return f"{where}: {first} and {second} are not distinguishable{direction}"
 

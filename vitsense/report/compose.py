@@ -280,6 +280,11 @@ _WORDS = (
     ("divergence", "how far the class probabilities move, in nats; 0 means unchanged"),
     ("excess kurtosis", "how heavy the tails of a distribution are; 0 for a normal distribution"),
     ("SDAM", "standard deviation over channels of the mean absolute value"),
+    ("Fisher estimate", "a module's divergence estimated from gradients, without measuring it"),
+    ("qk product, pv product", "the two matrix products of attention: scores, and what they weigh"),
+    ("powers of two", "probabilities rounded to 1, 1/2, 1/4, ...: fine where they are small"),
+    ("Pareto front", "the plans that no other plan beats in both size and predicted loss"),
+    ("random formats", "plans of random bits, measured to learn how errors of modules add up"),
     ("bit operations", "multiply-accumulates times the bits of both operands"),
     ("plan", "the bits of every module of a model; plan.json"),
     (

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vitsense.compare.plan_names import plan_name
 from vitsense.formats import format_of
 from vitsense.report.document import Card, Status
-from vitsense.report.formatters import known, loss_of, number, short, shortened, span, visible
+from vitsense.report.formatters import (
+    MINUS,
+    known,
+    loss_of,
+    number,
+    short,
+    shortened,
+    span,
+    visible,
+)
 from vitsense.verdict import loss_text, worst_modules, worst_text
 
 if TYPE_CHECKING:
@@ -15,6 +25,7 @@ if TYPE_CHECKING:
 
     from vitsense.plan.plan import Plan
 
+_MOST_OF_IT = 33.0  # percent of the divergence from which one module is named alone
 _LITTLE = 1.0  # points that are little to lose
 
 
@@ -47,8 +58,10 @@ def _plainly(row: Mapping[str, Any], *, short_form: bool = False) -> str:
     if not known(row["drop"]):
         return loss_text(row)
     if low <= 0 <= high:
-        ends = f"{number(value)} points ({span(low, high)})"
-        return f"loses {ends}" + ("" if short_form else ", which may be nothing")
+        verb, ends = "loses", f"{number(value)} points ({span(low, high)})"
+        if number(value).startswith(MINUS):
+            verb, ends = "gains", f"{number(-value)} points ({span(-high, -low)})"
+        return f"{verb} {ends}" + ("" if short_form else ", which may be nothing")
     return loss_text(row)
 
 
@@ -107,10 +120,13 @@ def _luck(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _sized(row: Mapping[str, Any]) -> str:
-    size = f"{row['avg_bits']:.1f} bits on average, {row['size_mb']:.2f} MB"
+    size = f"{plan_name(str(row['plan']))}, {row['avg_bits']:.1f} bits on average"
+    size += f", {row['size_mb']:.2f} MB"
     if not known(row["drop"]):
         return f"{size}, {loss_text(row)}"
     value, low, high = loss_of(row)
+    if number(value).startswith(MINUS):
+        return f"{size}, {number(-value)} points gained ({span(-high, -low)})"
     return f"{size}, {number(value)} points lost ({span(low, high)})"
 
 
@@ -145,9 +161,12 @@ def bits_of_worst(plan: Plan | None, sensitivity: pd.DataFrame) -> list[str]:
     ]
     if len(given) != len(worst[0]) or not given:
         return []
+    _, first, _ = worst_modules(sensitivity, 1) or worst
+    unit = " bits" if given[-1][0].isdecimal() else ""
+    alone = f"The first alone causes {first:.0f} %. " if first >= _MOST_OF_IT else ""
     return [
-        f"These {len(given)} are the first to keep at more bits; within its budget the plan gives "
-        f"them, in this order, {', '.join(given)}{' bits' if given[-1][0].isdecimal() else ''}."
+        f"{alone}These {len(given)} are the first to keep at more bits; within its budget the plan "
+        f"gives them, in this order, {', '.join(given)}{unit}."
     ]
 
 
@@ -195,11 +214,12 @@ def cards_of(
     worst = worst_modules(sensitivity)
     if worst is not None:
         names, share, form = worst
+        how = "estimated" if (sensitivity["status"] == "estimated").any() else "summed"
         cards.append(
             Card(
                 label=f"{len(names)} worst modules",
                 value=f"{share:.0f} %",
-                detail=f"of the summed divergence at {form.words}",
+                detail=f"of the {how} divergence at {form.words}",
             )
         )
     return cards

@@ -61,7 +61,7 @@ def _explained(source: Source, rows: pd.DataFrame) -> list[Block]:
     elif ended_early(source):
         blocks.append(completing(source, "Remedies were not tried"))
     if len(others):
-        blocks.append(_untried(others, words, some=len(tried) > 0))
+        blocks.append(_untried(others, words, tried))
     return blocks
 
 
@@ -71,7 +71,7 @@ def _tried(rows: pd.DataFrame, words: str) -> Table:
             title=f"Reasons of the most sensitive modules at {words}, and remedies that were tried",
             head=(
                 "Module",
-                "Reason, at its tensor",
+                "Suspected reason, at its tensor",
                 "Remedy",
                 "Result",
                 f"Divergence, before {_ARROW} after (nats)",
@@ -83,7 +83,8 @@ def _tried(rows: pd.DataFrame, words: str) -> Table:
                 "stayed as it was, and the same images were measured again; intervals are 95 %. "
                 "Before is the module as it is, on all images like its remedies; modes adaptive "
                 "and fast rate it above from fewer. It helps, or is worse, where the divergence "
-                "before is outside the interval after."
+                "before is outside the interval after. A reason whose remedy does not help is no "
+                "more than a suspicion."
             ),
             code=True,
             across=(1, 2),
@@ -91,19 +92,31 @@ def _tried(rows: pd.DataFrame, words: str) -> Table:
     )
 
 
-def _untried(rows: pd.DataFrame, words: str, *, some: bool) -> Table:
+def _record(tried: pd.DataFrame, remedy: str) -> str:
+    """How often a remedy helped where this run tried it."""
+    trials = tried[tried["remedy"] == remedy].drop_duplicates(["module", "site"])
+    if trials.empty:
+        return remedy
+    helped = sum(outcome(row) == "helps" for row in trials.to_dict("records"))
+    return f"{remedy} (helped in {helped} of {len(trials)} trials above)"
+
+
+def _untried(rows: pd.DataFrame, words: str, tried: pd.DataFrame) -> Table:
+    some = len(tried) > 0
     others = "the other sensitive" if some else "the most sensitive"
     return Table(
         title=f"Reasons of {others} modules at {words}",
-        head=("Module", "Reason, at its tensor", "What may help"),
+        head=("Module", "Suspected reason, at its tensor", "What may help"),
         rows=tuple(
-            (str(row["module"]), _reason(row), str(row["remedy"]))
+            (str(row["module"]), _reason(row), _record(tried, str(row["remedy"])))
             for row in rows.to_dict("records")
         ),
         reading=(
-            "What may help is known to help against the reason; it was not measured in this run"
+            "What may help is what the literature advises against the reason; it was not measured "
+            "for these modules"
             + (
-                ", which tries remedies only for the most sensitive modules of all."
+                ", only for the most sensitive ones of all: in brackets, how often it helped "
+                "there. Clipping can do little where ranges of least squared error clip already."
                 if some
                 else "."
             )
@@ -123,11 +136,12 @@ def _best_remedy(tried: pd.DataFrame) -> Finding:
             f"With {row['remedy']} at its {_tensor(row)}, the divergence of {row['module']} falls "
             f"from {short(before)} to {short(after)} nats"
         )
+    trials = len(tried.drop_duplicates(["module", "site", "remedy"]))
     ends = (float(row[f"kl_after{end}"]) for end in ("", "_low", "_high"))
     return Finding(
         headline=visible(head),
         numbers=visible(
-            f"The best remedy of {len(tried)} that were tried: {row['remedy']} at the "
+            f"The best remedy of {trials} that were tried: {row['remedy']} at the "
             f"{_tensor(row)} of {row['module']}, because of: {row['cause']} "
             f"({_detail(row)}). Divergence before: {short(before)} nats; after: "
             f"{short_span(*ends)} nats."

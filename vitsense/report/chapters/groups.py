@@ -53,7 +53,7 @@ def groups_chapter(source: Source, model: str) -> Section | None:
     """One table for every grouping, format and part; None where no group was asked for."""
     frame = source.table("groups", model)
     if frame.empty:
-        return None
+        return _without(source)
     loss = "drop (points)" if source.labelled(model) else "loss of agreement (points)"
     blocks: list[Words | Table] = [
         Words(
@@ -74,8 +74,22 @@ def groups_chapter(source: Source, model: str) -> Section | None:
         blocks.append(_table((str(by), str(form), str(part)), rows, everything, loss, reading))
         reading = "As in the table above."
     blocks += _unmeasured(source, groups[groups["status"] != "measured"])
-    return Section(key="groups", title="Groups: alone, and spared", blocks=tuple(blocks))
+    return Section(key="groups", title=_TITLE, blocks=tuple(blocks))
 
+
+def _without(source: Source) -> Section | None:
+    """Why a run has no groups: modes that estimate measure none unless asked."""
+    mode = source.record["settings"].get("mode")
+    if mode not in ("fast", "hessian"):
+        return None
+    text = (
+        f"No groups were measured: mode {mode} measures none unless asked. The same command with "
+        "--by role does, in a folder of its own."
+    )
+    return Section(key="groups", title=_TITLE, blocks=(Words(text=text),))
+
+
+_TITLE = "Groups: alone, and spared"
 
 _READING = (
     "Points and nats with 95 % intervals, paired on the same images. A group that costs much alone "

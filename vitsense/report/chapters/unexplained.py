@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitsense.compare.groups import group_label
 from vitsense.formats import NumberFormat, format_of
+from vitsense.plan.plan import Plan
 from vitsense.report.formatters import number, short
 from vitsense.report.section import Block, Table
 from vitsense.schemas import RATED
@@ -29,7 +30,6 @@ _NAMED = 2  # statistics that are named for a module
 _STATISTICS = {
     "kurtosis": "excess kurtosis",
     "channel_max_to_median": "largest over median channel",
-    "variance": "variance",
     "outliers_6": "share beyond 6\u03c3",
 }
 """Columns of ``statistics.csv`` in which modules are compared."""
@@ -52,6 +52,7 @@ def unexplained(source: Source, model: str, explained: frozenset[str]) -> list[B
         return []
     facts = source.table("modules", model).set_index("module")
     statistics = source.table("statistics", model)
+    planned = _planned(source, model)
     return [
         Table(
             title=(
@@ -63,7 +64,7 @@ def unexplained(source: Source, model: str, explained: frozenset[str]) -> list[B
                 (
                     name,
                     _standing_out(name, facts, statistics),
-                    "; ".join(_advice(name, form, sensitivity)),
+                    "; ".join(_advice(name, form, sensitivity, planned.get(name))),
                 )
                 for name in names
             ),
@@ -96,7 +97,10 @@ def _standing_out(name: str, facts: pd.DataFrame, statistics: pd.DataFrame) -> s
         ),
         key=lambda item: -item[0],
     )[:_NAMED]
-    said = [f"{words}, {number(ratio)} times the median" for ratio, words in found]
+    said = [
+        f"{words}, {number(ratio, 1 if ratio < 100 else 0)} times the median"
+        for ratio, words in found
+    ]
     if not said:
         return f"no statistic is much above the median of {among}"
     return f"{'; '.join(said)} of {among}"
@@ -117,8 +121,19 @@ def _tensor(site: object) -> str:
     return str(site).rpartition(":")[2]
 
 
-def _advice(name: str, form: NumberFormat, sensitivity: pd.DataFrame) -> Iterator[str]:
-    """What the next wider format costs, and how to look closer."""
+def _planned(source: Source, model: str) -> Mapping[str, NumberFormat]:
+    """Formats of the recommended plan; empty if there is none."""
+    entry = next(entry for entry in source.entries if entry["key"] == model)
+    path = source.run.plan_path(None if source.is_first(entry) else model)
+    if not path.is_file():
+        return {}
+    return {module.name: format_of(module.format) for module in Plan.load(path).modules}
+
+
+def _advice(
+    name: str, form: NumberFormat, sensitivity: pd.DataFrame, planned: NumberFormat | None
+) -> Iterator[str]:
+    """What the next wider format costs, or that the plan has it, and how to look closer."""
     rated = sensitivity[sensitivity["status"].isin(RATED) & (sensitivity["module"] == name)]
     costs = {str(row["format"]): float(row["kl"]) for row in rated.to_dict("records")}
     wider = [
@@ -128,8 +143,13 @@ def _advice(name: str, form: NumberFormat, sensitivity: pd.DataFrame) -> Iterato
     ]
     if wider and form.name in costs:
         best = min(wider, key=lambda found: found.effective_bits)
+        has = planned is not None and planned.effective_bits >= best.effective_bits
+        known = planned if has and planned is not None and planned.name in costs else best
         yield (
-            f"give it {best.words}: {short(costs[best.name])} nats instead of "
+            f"keep the {known.words} of the plan: {short(costs[known.name])} nats instead of "
+            f"{short(costs[form.name])}"
+            if has
+            else f"give it {best.words}: {short(costs[best.name])} nats instead of "
             f"{short(costs[form.name])}"
         )
-    yield "find the tensor: vitsense analyze --by site measures each tensor alone"
+    yield "vitsense analyze --by site measures each of its tensors alone"
