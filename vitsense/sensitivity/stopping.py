@@ -21,7 +21,7 @@ from vitsense.sites import SiteCatalog
 FIRST_ROUND = 32
 """Images of the first round; every round doubles what was seen."""
 
-EFFORT, EFFORT_IMAGES = 0.13, 130
+EFFORT, EFFORT_IMAGES = 0.12, 120
 """What all rounds may take on average: this share of the images, or so many images, per cell."""
 
 
