@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +26,12 @@ from vitsense.errors import (
 )
 from vitsense.models import load_model
 from vitsense.plan.plan import ModulePlan, Plan
+from vitsense.progress import NoProgress
 from vitsense.qat import resume
 from vitsense.qat.distill import DistillSettings, distill
 from vitsense.qat.engine import Engine
 from vitsense.qat.policy import resolved_policy
+from vitsense.qat.stopping import stop_between_steps
 from vitsense.qat.train import train
 from vitsense.qat.training_images import training_source
 from vitsense.trainings import TrainingFolder
@@ -111,6 +114,48 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert _timeless(made.metrics()) == _timeless(done.metrics())
     assert made.read_record()["best"] == done.read_record()["best"]
+
+
+def test_ctrl_c_ends_the_step_keeps_it_and_goes_on_from_there(
+    plan: Plan, done: TrainingFolder, tmp_path: Path
+) -> None:
+    class Interrupting(NoProgress):
+        """Presses Ctrl-C in the third step."""
+
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+            self.steps = 0
+
+        def advance(self, steps: int, label: str = "") -> None:
+            self.steps += steps if label.startswith("loss") else 0
+            if self.steps == 3:
+                signal.raise_signal(signal.SIGINT)
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    told = Interrupting()
+    made = folder(tmp_path)
+    what = replace(request(plan, recipe=recipe(**_STATEFUL)), checkpoint_steps=None)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(what, made, CPU, progress=told)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "Ctrl-C again stops at once" in "".join(told.notes)
+    assert resume.load_state(made.path / "resume.pt")["position"]["step"] == 3
+    train(what, made, CPU)
+    one, other = (load_file(f.path / "last.safetensors") for f in (done, made))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert _timeless(made.metrics()) == _timeless(done.metrics())
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step() -> None:
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt), stop_between_steps(said.append) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked
+        assert len(said) == 1
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_training_recovers_what_quantization_lost(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from vitsense.qat.processes import (
 from vitsense.qat.recipes import Recipe
 from vitsense.qat.resume import random_state, restore_random, save_state
 from vitsense.qat.steadying import Steadying
+from vitsense.qat.stopping import Stop, stop_between_steps
 from vitsense.qat.teacher import Teacher
 from vitsense.sensitivity.result import Outcome
 from vitsense.trainings import TrainingFolder
@@ -40,8 +41,8 @@ from vitsense.trainings import TrainingFolder
 LOG_EVERY = 10
 """Steps between two rows of the training log."""
 
-CHECKPOINT_SECONDS = 60.0
-"""Time between two checkpoints, unless they are counted in steps."""
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 10.0, 0.02
+"""Time between two checkpoints at least, and what part of the time writing them may take."""
 
 _DIVERGED = 10.0  # mean loss of the last steps over that of guessing, ln(classes)
 
@@ -84,6 +85,7 @@ class Engine:
     average: Average | None = field(init=False)
     _losses: list[float] = field(init=False, default_factory=list)
     _saved: float = field(init=False, default_factory=time.monotonic)
+    _wait: float = field(init=False, default=CHECKPOINT_SECONDS)
 
     def __post_init__(self) -> None:
         """Make the optimizer and hand both to Accelerate."""
@@ -95,10 +97,13 @@ class Engine:
     def run(self, batches: Iterable[StepBatch]) -> Position:
         """Train from the current position to the last step.
 
+        Where it is the only process, it ends and keeps the step in which it is told to stop.
+
         Args:
             batches: Those of the remaining steps, in order.
 
         Raises:
+            KeyboardInterrupt: it was told to stop.
             MeasurementError: the loss is not finite or grew beyond hope; the module is named.
         """
         self.progress.start(self.steps - self.position.step, self.folder.name)
@@ -107,15 +112,24 @@ class Engine:
         if self.position.step == 0:
             self._evaluate()
             self.look(0)
-        for batch in batches:
-            self._step(batch)
-            self.position.seconds = before + time.monotonic() - started
-            if self._due():
-                self._evaluate()
-                self.look(self.position.step)
-            if self._checkpoint_due():
-                self.save()
+        # processes that stop after different steps would wait for each other for ever
+        alone = self.accelerator.num_processes == 1
+        with stop_between_steps(self.progress.note) if alone else nullcontext() as stop:
+            for batch in batches:
+                self._step(batch)
+                self.position.seconds = before + time.monotonic() - started
+                if self._due():
+                    self._evaluate()
+                    self.look(self.position.step)
+                if self._checkpoint_due():
+                    self.save()
+                self._stop_if_asked(stop)
         return self.position
+
+    def _stop_if_asked(self, stop: Stop | None) -> None:
+        if stop is not None and stop.asked and self.position.step < self.steps:
+            self.save()
+            raise KeyboardInterrupt
 
     def _step(self, batch: StepBatch) -> None:
         recipe, step = self.recipe, self.position.step
@@ -252,7 +266,7 @@ class Engine:
             return self.position.step % self.checkpoint_steps == 0
         if self.accelerator.num_processes > 1:  # clocks differ: processes must agree
             return self._due()
-        return time.monotonic() - self._saved >= CHECKPOINT_SECONDS
+        return time.monotonic() - self._saved >= self._wait
 
     def save(self) -> None:
         """Write the checkpoint to resume from.
@@ -260,7 +274,7 @@ class Engine:
         Raises:
             UserInputError: it cannot be written; the one before is kept whole.
         """
-        self._saved = time.monotonic()
+        began = time.monotonic()
         randoms = from_all_processes(random_state(self.accelerator.device))
         if not self.accelerator.is_main_process:
             return
@@ -275,6 +289,8 @@ class Engine:
             "position": {key: getattr(position, key) for key in Position.__slots__},
         }
         save_state(self.folder.path / "resume.pt", state)
+        self._saved = time.monotonic()
+        self._wait = max(CHECKPOINT_SECONDS, (self._saved - began) / CHECKPOINT_SHARE)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `save` wrote; the model itself was restored before."""
