@@ -40,6 +40,17 @@ def test_no_name_lies_on_the_curve_or_on_another(scale: str) -> None:
     assert all(box.y0 >= frame.y0 - 1 and box.x0 >= frame.x0 - 1 for box in boxes)
 
 
+def test_a_name_stands_nearest_to_its_own_mark() -> None:
+    """Three marks of one size, one over the other: names must not seem to change places."""
+    marks = [("4 bits", 0.3, 67.0), ("solved", 0.3, 50.5), ("recommended", 0.3, 30.0)]
+    axes, boxes, _ = drawn(marks, "symlog")
+    places = [axes.transData.transform((x, y)) for _, x, y in marks]
+    for k, box in enumerate(boxes):
+        middle = (box.y0 + box.y1) / 2
+        away = [abs(middle - y) for _, y in places]
+        assert away.index(min(away)) == k
+
+
 def test_many_names_at_one_place_are_all_written() -> None:
     axes, _, _ = drawn([(f"plan {k}", 0.3, 5.0) for k in range(20)], "symlog")
     assert len(axes.texts) == 20

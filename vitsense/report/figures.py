@@ -247,7 +247,7 @@ def _front(model: ModelReport, number: int) -> Picture:
         ax.plot(size, [p.drop for p in model.front], color=colour, linewidth=1.6)
         for name, x, value, low, high in model.marks:
             chosen = name == "recommended"
-            mixed = chosen or name.startswith("pareto")
+            mixed = not name.startswith("uniform")
             ax.errorbar(
                 x,
                 value,

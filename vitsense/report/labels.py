@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 _LETTER, _LINE = 0.62, 1.25  # width and height of a letter, of its size
 _GAP = 5.0  # points between a mark and its name
 _STEP = 2.0  # points between two looks along a line
+_STRAY = 60.0  # cost of a name that is nearer to another mark, in covered spots
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top, in points."""
@@ -24,6 +25,8 @@ def place_labels(
     size: float = 7.5,
 ) -> None:
     """Write every label beside its point, on the side where it covers least.
+
+    No label is nearer to another point than to its own, if there is room.
 
     Args:
         axes: With their final limits and scales.
@@ -41,7 +44,10 @@ def place_labels(
     for (text, x, y), mark in zip(labels, marks, strict=True):
         width, height = len(text) * size * _LETTER, size * _LINE
         boxes = list(_around(mark, width, height))
-        costs = [_cost(box, drawn, taken, room) for box in boxes]
+        costs = [
+            _cost(box, drawn, taken, room) + _STRAY * (_nearest(box, marks) != mark)
+            for box in boxes
+        ]
         box = boxes[costs.index(min(costs))]
         taken.append(box)
         axes.annotate(
@@ -108,6 +114,8 @@ def _along(line: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]
 def _around(mark: tuple[float, float], width: float, height: float) -> Iterator[Box]:
     """Places for a name, the most natural first."""
     x, y = mark
+    yield x + _GAP, y - height / 2, x + _GAP + width, y + height / 2
+    yield x - _GAP - width, y - height / 2, x - _GAP, y + height / 2
     for reach in (_GAP, 2.2 * _GAP, 4 * _GAP, 6 * _GAP):
         for left, bottom in (
             (x + _GAP, y + reach - 2),
@@ -118,6 +126,20 @@ def _around(mark: tuple[float, float], width: float, height: float) -> Iterator[
             (x - width / 2, y - reach - height),
         ):
             yield left, bottom, left + width, bottom + height
+
+
+def _nearest(box: Box, marks: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The mark that a name seems to belong to: the one its box is nearest to."""
+    left, bottom, right, top = box
+
+    def distance(mark: tuple[float, float]) -> float:
+        x, y = mark
+        across = max(left - x, 0.0, x - right)
+        up = max(bottom - y, 0.0, y - top)
+        # of two as near, the one at the height of the name
+        return across * across + up * up + 0.01 * abs((bottom + top) / 2 - y)
+
+    return min(marks, key=distance)
 
 
 def _cost(box: Box, drawn: Sequence[tuple[float, float]], taken: Sequence[Box], room: Box) -> float:
