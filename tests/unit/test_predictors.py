@@ -88,7 +88,7 @@ def test_the_sentence_names_the_best_estimate_and_the_best_cheap_statistic() -> 
     line = best_predictor("net", rows)
     assert line is not None
     assert line.startswith("net: the sensitivity at 4 bits is ranked best by the Fisher estimate")
-    assert "of the statistics of tensors, by the weight SQNR" in line
+    assert "of the statistics of tensors, by the signal to rounding noise of weights" in line
     assert best_predictor("net", rows[:0]) is None
 
 
