@@ -16,7 +16,7 @@ from vitsense.schemas import EXPORT_SCHEMA, SCHEMAS
 
 _REASON = "from -0.17 to 6.84, skewness 6.9: as after GELU; the affine grid in use wastes no codes"
 _QUARTILES = {"median": 2.0, "low": 1.5, "high": 2.5, "runs": 9}
-_EXPORT = {
+EXPORT = {
     "format": "onnx",
     "file": "export/first.onnx",
     "bytes": 2_500_000,
@@ -44,7 +44,7 @@ def make_full_run(folder: Path, modules: int = 20, **options: Any) -> RunFolder:
     both = zip(causes, (after, after, untried, untried), strict=True)
     _write(run, "causes", [cause + found for cause, found in both])
     add_training(run.path, model["weights_digest"])
-    record = {"schema": EXPORT_SCHEMA, "exports": [_EXPORT | {"model": key}]}
+    record = {"schema": EXPORT_SCHEMA, "exports": [EXPORT | {"model": key}]}
     atomic_write(run.path / "export.json", json_text(record))
     return run
 

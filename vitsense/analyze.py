@@ -172,12 +172,7 @@ def _run(
 
 def _completed_by(command: list[str]) -> str:
     """How a run that a time budget cut is completed."""
-    option, words, skip = "--budget-time", [], False
-    for word in command:
-        if not skip and not word.startswith(f"{option}="):
-            words.append(word)
-        skip = word == option
-    whole = [word for word in words if word != option]
+    whole = provenance.without_option(command, "--budget-time")
     if len(whole) == len(command):  # called from Python
         return "This run is not complete: the same settings without budget_time complete it."
     return (

@@ -25,7 +25,7 @@ from vitsense.discover import find_sites
 from vitsense.errors import StaleResultError
 from vitsense.export.reopened import Reopened, reopen
 from vitsense.formats import FormatLike
-from vitsense.plan.again import Again, solved_again
+from vitsense.plan.again import Again, Bounds, solved_again
 from vitsense.plan.plan import Plan
 from vitsense.plan.refine import Refined
 from vitsense.plan.solve import assignment_of
@@ -94,15 +94,8 @@ def plan_improved(
         SiteMismatchError: the run has no such model, or a pinned module does not exist.
         UserInputError: the budget is wrong or cannot be met.
     """
-    again = solved_again(
-        run,
-        budget,
-        model=model,
-        pins=pins,
-        keep_default_pins=keep_default_pins,
-        tie=tie,
-        profile=profile,
-    )
+    bounds = Bounds(pins=pins or {}, keep_default_pins=keep_default_pins, tie=tie, profile=profile)
+    again = solved_again(run, budget, model, bounds)
     refuse_other_version(run)
     place = torch.device("cpu") if device is None else device
     bench = _Bench.of(reopen(run, model=model, device=place), run, place, progress)

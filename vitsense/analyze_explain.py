@@ -25,10 +25,7 @@ from vitsense.sensitivity.variants import Variant, measure_variants
 from vitsense.settings import Part, SweepMode
 from vitsense.sites import Site, SiteModule
 from vitsense.statistics.collect import SiteStatistics
-from vitsense.verdict import decisive_format, worst_modules
-
-EXPLAINED = 12
-"""Modules whose causes are looked for, the most sensitive first."""
+from vitsense.verdict import EXPLAINED, decisive_format, worst_modules
 
 REMEDIED = 5
 """Modules of which remedies are measured."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import traceback
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -25,9 +23,10 @@ from vitsense.cli_qat import qat
 from vitsense.cli_report import report
 from vitsense.errors import AlreadySaidError, ProcessLostError, VitsenseError
 from vitsense.freed_memory import keep_freed_memory
+from vitsense.signals import handling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from types import FrameType
 
 INTERNAL_ERROR, INTERRUPTED, USAGE_ERROR = 4, 130, 2
@@ -94,7 +93,7 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; everything raised becomes one sentence."""
     session = Session(arguments=tuple(arguments))
-    with _sigterm_interrupts():
+    with handling([signal.SIGTERM], _interrupt):  # a stopped job keeps what it has
         try:
             code = cli.main(
                 args=list(arguments),
@@ -153,18 +152,5 @@ def _unexpected(session: Session, error: BaseException) -> str:
     return line + where + ("" if session.debug else " For the traceback, run with --debug.")
 
 
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C, so that a stopped job keeps what it has."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

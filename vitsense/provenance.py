@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -50,6 +50,20 @@ def machine() -> dict[str, Any]:
 def command_line() -> list[str]:
     """The command as it was typed, without the folder of the program."""
     return ["vitsense", *sys.argv[1:]]
+
+
+def without_option(command: Sequence[str], option: str) -> list[str]:
+    """The words of a command without an option and its value."""
+    kept: list[str] = []
+    skipped = False
+    for word in command:
+        if skipped:
+            skipped = False
+        elif word == option:
+            skipped = True
+        elif not word.startswith(f"{option}="):
+            kept.append(word)
+    return kept
 
 
 def digest(parts: Iterable[bytes]) -> str:

@@ -12,6 +12,9 @@ from vitsense.schemas import RATED, STATISTIC_WORDS
 if TYPE_CHECKING:
     import pandas as pd
 
+EXPLAINED = 12
+"""Modules whose causes are looked for, the most sensitive first."""
+
 
 def verdict(
     model: str,

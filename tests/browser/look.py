@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from report_chapters import EXPORT
 from report_fixture import make_run
 from training_record import add_training
 
@@ -45,17 +46,7 @@ def trained(folder: Path) -> RunFolder:
 def exported(folder: Path) -> RunFolder:
     """A run with a file that was compared and timed, and one that was not run."""
     run = make_run(folder, 20, ["vit"])
-    time = {"median": 2.0, "low": 1.5, "high": 2.5}
-    compared = {
-        "model": "vit",
-        "format": "onnx",
-        "file": "export/vit.onnx",
-        "bytes": 2_500_000,
-        "parity": {"images": 64, "same_top1": 63, "largest": 0.2, "step": 0.1},
-        "first_difference": {"site": "head:input", "explanation": "a tie"},
-        "sites": [{"site": "head:weight", "note": "int3 is held in 4 bits"}],
-        "latency": {"quantized_ms": time, "float_ms": {**time, "median": 4.0}, "speedup": 2.0},
-    }
+    compared = EXPORT | {"model": "vit"}
     packed = {"model": "vit", "format": "safetensors", "file": "export/vit.st", "bytes": 900_000}
     record = {"schema": EXPORT_SCHEMA, "exports": [compared, packed]}
     atomic_write(run.path / "export.json", json_text(record))

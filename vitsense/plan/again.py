@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,16 @@ from vitsense.settings import Granule, Part
 
 if TYPE_CHECKING:
     from vitsense.runfolder import RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What a plan has to keep besides its budget; see `plan_again`."""
+
+    pins: Mapping[str, FormatLike] = field(default_factory=dict)
+    keep_default_pins: bool = True
+    tie: str | None = None
+    profile: Path | None = None
 
 
 def plan_again(
@@ -59,15 +69,8 @@ def plan_again(
         SiteMismatchError: the run has no such model, or a pinned module does not exist.
         UserInputError: the budget is wrong or cannot be met.
     """
-    again = solved_again(
-        run,
-        budget,
-        model=model,
-        pins=pins,
-        keep_default_pins=keep_default_pins,
-        tie=tie,
-        profile=profile,
-    )
+    bounds = Bounds(pins=pins or {}, keep_default_pins=keep_default_pins, tie=tie, profile=profile)
+    again = solved_again(run, budget, model, bounds)
     made = again.setting.plan(again.solved, again.budget)
     return made, again.setting.write(made, out)
 
@@ -81,21 +84,10 @@ class Again:
     solved: Assignment
 
 
-def solved_again(
-    run: RunFolder,
-    budget: str,
-    *,
-    model: str | None = None,
-    pins: Mapping[str, FormatLike] | None = None,
-    keep_default_pins: bool = True,
-    tie: str | None = None,
-    profile: Path | None = None,
-) -> Again:
+def solved_again(run: RunFolder, budget: str, model: str | None, bounds: Bounds) -> Again:
     """Solve for one model of a run; arguments and errors are those of `plan_again`."""
     wanted = Budget.parse(budget)
-    setting = _setting(run, model, pins or {}, keep_default_pins=keep_default_pins, tie=tie)
-    latency = None if profile is None else LatencyProfile.load(profile)
-    setting = replace(setting, problem=replace(setting.problem, profile=latency))
+    setting = _setting(run, model, bounds)
     return Again(
         setting=setting, budget=wanted, solved=solve(setting.problem, wanted, setting.curve)
     )
@@ -178,7 +170,7 @@ def front_plans(run: RunFolder, *, model: str | None = None) -> tuple[dict[int, 
     Raises:
         SiteMismatchError: the run has no such model or no finished measurement of it.
     """
-    setting = _setting(run, model, {}, keep_default_pins=True, tie=None)
+    setting = _setting(run, model, Bounds())
     bits = run.table("pareto_bits")
     bits = bits[bits["model"] == setting.entry["key"]]
     found = {}
@@ -240,14 +232,7 @@ class Setting:
         )
 
 
-def _setting(
-    run: RunFolder,
-    model: str | None,
-    pins: Mapping[str, FormatLike],
-    *,
-    keep_default_pins: bool,
-    tie: str | None,
-) -> Setting:
+def _setting(run: RunFolder, model: str | None, bounds: Bounds) -> Setting:
     record = run.read_run()
     entries = {entry["key"]: entry for entry in record["models"]}
     key = model or next(iter(entries))
@@ -269,20 +254,21 @@ def _setting(
     free = make_problem(modules, sensitivity, entry["params"], pins={}, part=part)
     granule = record["settings"]["quant"].get("weight_granularity")
     per_tensor = granule == Granule.TENSOR.value
-    fixed = default_pins(modules, free.divergence) if keep_default_pins else {}
+    fixed = default_pins(modules, free.divergence) if bounds.keep_default_pins else {}
     problem = make_problem(
         modules,
         sensitivity,
         entry["params"],
-        pins={**fixed, **pins},
-        ties=tie_groups(modules, tie) if tie else (),
+        pins={**fixed, **bounds.pins},
+        ties=tie_groups(modules, bounds.tie) if bounds.tie else (),
         part=part,
         per_tensor=per_tensor,
     )
+    latency = None if bounds.profile is None else LatencyProfile.load(bounds.profile)
     return Setting(
         record=record,
         entry=entry,
-        problem=problem,
+        problem=replace(problem, profile=latency),
         part=part,
         curve=DropModel(**entry["drop_model"]),
         path=run.plan_path(None if key == next(iter(entries)) else key),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from vitsense.signals import handling
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -32,17 +33,7 @@ class Stop:
 
 @contextmanager
 def stop_between_steps(say: Callable[[str], None]) -> Iterator[Stop]:
-    """Turn the first SIGINT or SIGTERM into a question that the loop answers after a step.
-
-    Only the main thread may set handlers; elsewhere signals stay what they are.
-    """
+    """Turn the first SIGINT or SIGTERM into a question that the loop answers after a step."""
     stop = Stop(say)
-    if threading.current_thread() is not threading.main_thread():
+    with handling(_SIGNALS, stop.ask):
         yield stop
-        return
-    before = {number: signal.signal(number, stop.ask) for number in _SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -39,31 +39,35 @@ def t_quantile(degrees: int) -> float:
 _Z = 1.959963984540054  # standard normal quantile of 0.975
 
 
-def paired_drop(n: int, lost: int, gained: int) -> Interval:
+def paired_drop(
+    n: float, lost: float, gained: float, *, added: float = 0.5, z: float = _Z
+) -> Interval:
     """Difference of two proportions on the same images, -1 to 1.
 
     Args:
         n: Images.
-        lost: Right in full precision, wrong quantized.
+        lost: Right in full precision, wrong quantized; of an estimate, not a whole number.
         gained: Wrong in full precision, right quantized.
+        added: Images added to each of the four cells.
+        z: Standard normal quantile of the upper end.
 
     Source: Agresti and Min 2005, "Simple improved confidence intervals for comparing matched
     proportions": Wald after adding 0.5 to each of the four cells. Deviation: the value given is
     the plain difference, and the interval is widened to contain it.
     """
-    b, c, total = lost + 0.5, gained + 0.5, n + 2.0
+    b, c, total = lost + added, gained + added, n + 4 * added
     centre = (b - c) / total
     error = math.sqrt(max(b + c - (b - c) ** 2 / total, 0.0)) / total
     value = (lost - gained) / n
-    low, high = max(centre - _Z * error, -1.0), min(centre + _Z * error, 1.0)
+    low, high = max(centre - z * error, -1.0), min(centre + z * error, 1.0)
     return Interval(value, min(low, value), max(high, value))
 
 
-def proportion(successes: int, n: int) -> Interval:
+def proportion(successes: float, n: float, *, z: float = _Z) -> Interval:
     """A proportion, 0 to 1. Source: Wilson 1927."""
-    p, z2 = successes / n, _Z * _Z
+    p, z2 = successes / n, z * z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    half = z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return Interval(p, max(min(centre - half, p), 0.0), min(max(centre + half, p), 1.0))
 
 

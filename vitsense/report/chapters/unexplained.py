@@ -11,15 +11,12 @@ from vitsense.plan.plan import Plan
 from vitsense.report.formatters import number, short
 from vitsense.report.section import Block, Table
 from vitsense.schemas import RATED
-from vitsense.verdict import decisive_format, worst_modules
+from vitsense.verdict import EXPLAINED, decisive_format, worst_modules
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from vitsense.report.source import Source
-
-_LOOKED_AT = 12
-"""Modules whose causes a run looks for, the most sensitive first."""
 
 _FEWEST = 3
 """Modules of a role from which a median means something; else all modules are compared with."""
@@ -44,7 +41,7 @@ def unexplained(source: Source, model: str, explained: frozenset[str]) -> list[B
         explained: Modules with a reason.
     """
     sensitivity = source.table("sensitivity", model)
-    worst, form = worst_modules(sensitivity, _LOOKED_AT), decisive_format(sensitivity)
+    worst, form = worst_modules(sensitivity, EXPLAINED), decisive_format(sensitivity)
     if worst is None or form is None:
         return []
     names = [name for name in worst[0] if name not in explained]

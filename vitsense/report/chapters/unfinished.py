@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 
+from vitsense.provenance import without_option
 from vitsense.report.section import Words
 from vitsense.report.source import Source
 
@@ -23,26 +23,12 @@ def ended_early(source: Source) -> str:
 def completing_command(source: Source) -> str:
     """The run's last command without a time budget, so that it continues in the same folder."""
     commands = source.record.get("commands") or [["vitsense", "analyze"]]
-    words = _without("--budget-time", commands[-1])
+    words = without_option(commands[-1], "--budget-time")
     if not any(word == "--out" or word.startswith("--out=") for word in words):
         path = source.run.path
         inside = f"{_FOLDER}/" if path.parent.name == _FOLDER else ""
         words += ["--out", f"{inside}{path.name}"]
     return shlex.join(words)
-
-
-def _without(option: str, words: Sequence[str]) -> list[str]:
-    """The words of a command without an option and its value."""
-    kept: list[str] = []
-    skipped = False
-    for word in words:
-        if skipped:
-            skipped = False
-        elif word == option:
-            skipped = True
-        elif not word.startswith(f"{option}="):
-            kept.append(word)
-    return kept
 
 
 def completing(source: Source, what: str) -> Words:
