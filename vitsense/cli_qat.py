@@ -18,7 +18,8 @@ from vitsense.cli_output import (
     progress_options,
     session,
 )
-from vitsense.errors import SiteMismatchError, UserInputError
+from vitsense.decimals import difference, span
+from vitsense.errors import GateFailedError, SiteMismatchError, UserInputError
 from vitsense.formats import ALLOWED_BITS
 from vitsense.plan.plan import Plan
 from vitsense.progress import ProgressStyle, make_progress
@@ -27,11 +28,17 @@ from vitsense.settings import ModelRequest
 from vitsense.trainings import TrainingFolder, training_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from vitsense.qat.request import QatRequest
 
 _PATH = click.Path(path_type=Path)
+_TOLD = (
+    "status", "fp", "ptq", "best", "last", "worth", "analysis", "calibration", "warnings", "notes",
+    "steps", "seconds", "gradient_ratio",
+)  # fmt: skip
+"""Fields of the record that ``--json`` gives."""
+
 _COMMON = ("epochs", "lr", "batch", "crops", "seed", "precision", "accumulate")
 """Recipe values with an option of their own."""
 
@@ -93,6 +100,11 @@ _COMMON = ("epochs", "lr", "batch", "crops", "seed", "precision", "accumulate")
     default=16,
     help="Images to measure every module alone on, before and after; 0: not at all.",
 )
+@click.option(
+    "--fail-if-worse",
+    is_flag=True,
+    help="Exit with 1 where training clearly made the plan worse; otherwise that is a warning.",
+)
 @click.option("--workers", type=int, default=0, help="Processes that read images.")
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files as well.")
@@ -114,6 +126,7 @@ def qat(
     quiet: bool,
     as_json: bool,
     device: str,
+    fail_if_worse: bool,
     **options: Any,
 ) -> None:
     """Train the model of a plan at the plan's bits, from full precision.
@@ -138,6 +151,8 @@ def qat(
     session().resumable = True
     if variants is not None and not ablate:
         raise UserInputError("--variants needs --ablate, whose trainings it chooses.")
+    if fail_if_worse and ablate:
+        raise UserInputError("--fail-if-worse is about one training; leave out --ablate.")
     if out is None and found is None:
         raise UserInputError("The plan lies in no run: say where to write with --out.")
     try:
@@ -160,6 +175,8 @@ def qat(
         progress.close()
     if int(os.environ.get("RANK", "0")) == 0:
         _emit(record, folder, found, as_json=as_json)
+    if fail_if_worse and record["worth"]["kind"] == "worse":
+        raise GateFailedError(f"{record['worth']['text']} {record['worth']['advice']}")
 
 
 def _there(run: RunFolder | None) -> Path:
@@ -212,8 +229,7 @@ def _request(plan: Plan, run: RunFolder | None, options: Mapping[str, Any]) -> Q
         images=options["images"],
         eval_data=options["eval_data"] or (None if origin is None else origin.data),
         eval_images=options["eval_images"] or (1000 if origin is None else origin.images),
-        eval_calibration=128 if origin is None else origin.calibration,
-        eval_seed=0 if origin is None else origin.seed,
+        **({} if origin is None else origin.drawing()),
         labels=options["labels"],
         teacher=_teacher(options),
         sensitivity_images=options["sensitivity_images"],
@@ -271,8 +287,7 @@ def _emit(
     record: Mapping[str, Any], folder: TrainingFolder, run: RunFolder | None, *, as_json: bool
 ) -> None:
     if as_json:
-        kept = ("status", "fp", "ptq", "best", "last", "steps", "seconds", "gradient_ratio")
-        emit_json(record["status"], {"path": str(folder.path), **{k: record[k] for k in kept}})
+        emit_json(record["status"], {"path": str(folder.path), **{k: record[k] for k in _TOLD}})
         return
     best = record["best"]
     rows = [("Full precision", record["fp"]), ("Quantized, not trained", record["ptq"])]
@@ -281,18 +296,35 @@ def _emit(
         if row is not None:
             emit(f"{label:32} {_shown(row)}")
     emit(f"{record['evaluation']['images']} evaluation images; intervals are 95 %.")
+    for line in _said(record):
+        emit(line)
     emit(f"\nTraining: {folder.path}")
     if run is not None:
         emit(f"\nNext:\n  vitsense report {shlex.quote(str(run.path))}")
 
 
+def _said(record: Mapping[str, Any]) -> Iterator[str]:
+    """What the numbers mean: where the untrained one comes from, and what training was worth."""
+    analysis, worth = record["analysis"], record["worth"]
+    if analysis is not None and analysis["equal"] and analysis["same_images"]:
+        yield "Not trained: what the analysis measured of the plan."
+    elif analysis is not None and analysis["drop"] is not None:
+        ends = (float(analysis[f"drop{end}"]) for end in ("", "_low", "_high"))
+        yield f"The analysis measured a drop of {difference(*ends)} of the plan. {analysis['said']}"
+    yield ""
+    if worth["kind"] != "worse":  # else it is the first of the warnings
+        yield " ".join(filter(None, (worth["text"], worth["advice"])))
+    yield from (f"Warning: {warning}" for warning in record["warnings"])
+
+
 def _shown(row: Mapping[str, Any]) -> str:
     if row.get("top1") is not None:
-        text = f"top-1 {row['top1']:6.2f} % ({row['top1_low']:.2f} to {row['top1_high']:.2f})"
+        text = f"top-1 {row['top1']:6.2f} % ({span(row['top1_low'], row['top1_high'], 2)})"
         if row.get("drop") is not None:
-            text += f", drop {row['drop']:.2f} ({row['drop_low']:.2f} to {row['drop_high']:.2f})"
+            drop = difference(row["drop"], row["drop_low"], row["drop_high"])
+            text += f", drop {drop}"
         return text
     if row.get("agreement") is None:
         return "no labels"
     low, high = row["agreement_low"], row["agreement_high"]
-    return f"agreement {row['agreement']:6.2f} % ({low:.2f} to {high:.2f})"
+    return f"agreement {row['agreement']:6.2f} % ({span(low, high, 2)})"

@@ -61,6 +61,24 @@ def test_a_plan_is_trained_in_its_run(plan: Path, capsys: pytest.CaptureFixture[
     assert "different are: lr, strength" in capsys.readouterr().err
 
 
+def test_a_training_that_made_it_worse_says_so_and_may_fail(
+    plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = ("--lr", "1", "--fail-if-worse")
+    assert _qat(plan, *wild) == 1
+    out, err = capsys.readouterr()
+    assert "Warning: Training made the plan worse, by " in out
+    assert "or train with a lower --lr than 1" in out
+    assert err.startswith("Error: Training made the plan worse")
+    record = TrainingFolder(plan.parent / "qat" / "demo").read_record()
+    assert (record["status"], record["worth"]["kind"]) == ("complete", "worse")
+    assert record["warnings"][0].startswith(record["worth"]["text"])
+    assert record["last"]["gain_high"] < 0
+    assert not record["calibration"]["as_analyzed"]  # the run holds no digest of its images
+    assert _qat(plan, "--ablate", "--fail-if-worse") == 2
+    assert "one training" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "code", "message"),
     [

@@ -73,6 +73,11 @@ def test_a_training_says_what_it_did_and_what_came_out(done: TrainingFolder) -> 
     assert record["last"]["step"] == 6
     assert record["best"]["top1"] >= record["last"]["top1"]
     assert record["ptq"]["n"] == 36
+    for row in (record["start"], record["best"], record["last"]):
+        assert row["gain"] == pytest.approx(record["ptq"]["drop"] - row["drop"])
+        assert row["gain_low"] <= row["gain"] <= row["gain_high"]
+    assert record["worth"]["kind"] in ("gained", "same", "worse")
+    assert record["analysis"] is None  # nobody measured the plan
     files = {path.name for path in done.path.iterdir()}
     assert files == {
         "qat.json", "plan.json", "metrics.jsonl", "movement.csv", "weights.npz", "best.safetensors",

@@ -14,6 +14,7 @@ from vitsense.errors import InputMissingError, UserInputError
 from vitsense.glyphs import render_glyph
 from vitsense.qat.training_images import (
     StepOrder,
+    at_most,
     collection_digest,
     training_source,
     usable_numbers,
@@ -93,7 +94,9 @@ def test_the_digest_tells_collections_apart(tmp_path: Path) -> None:
 
 def test_fewer_images_are_drawn_from_the_seed() -> None:
     source = training_source(None, 30)
-    numbers = usable_numbers(source, None, 8, seed=1)
-    assert len(numbers) == 8
-    assert numbers == usable_numbers(source, None, 8, seed=1)
-    assert numbers != usable_numbers(source, None, 8, seed=2)
+    usable = usable_numbers(source, None)
+    numbers = at_most(8, usable, seed=1)
+    assert len(set(numbers)) == 8
+    assert numbers == at_most(8, usable, seed=1)
+    assert numbers != at_most(8, usable, seed=2)
+    assert at_most(None, usable, seed=1) == usable

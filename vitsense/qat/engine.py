@@ -16,7 +16,7 @@ from vitsense.errors import MeasurementError
 from vitsense.observe.finite import first_not_finite
 from vitsense.progress import Progress
 from vitsense.qat.batches import StepBatch
-from vitsense.qat.evaluate import Evaluation, outcome_row, score
+from vitsense.qat.evaluate import Answers, Evaluation, gain_row, gained, outcome_row, score
 from vitsense.qat.optimize import (
     Average,
     learning_rate,
@@ -26,16 +26,16 @@ from vitsense.qat.optimize import (
 from vitsense.qat.prepare import QuantizedModel
 from vitsense.qat.processes import (
     Accelerator,
+    answers_over_processes,
     from_all_processes,
     mean_over_processes,
-    outcome_over_processes,
 )
 from vitsense.qat.recipes import Recipe
 from vitsense.qat.resume import random_state, restore_random, save_state
 from vitsense.qat.steadying import Steadying
 from vitsense.qat.stopping import Stop, stop_between_steps
 from vitsense.qat.teacher import Teacher
-from vitsense.sensitivity.result import Outcome
+from vitsense.sensitivity.interval import Interval
 from vitsense.trainings import TrainingFolder
 
 LOG_EVERY = 10
@@ -56,7 +56,18 @@ class Position:
     best_score: float = -math.inf
     best: dict[str, Any] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
+    best_right: Tensor | None = None
+    """Which images the best evaluation had right, `(n,)`."""
+    last_right: Tensor | None = None
     seconds: float = 0.0
+
+    @property
+    def since_best(self) -> Interval | None:
+        """The last evaluation minus the best, points, paired; None where they are the same."""
+        best, last = self.best_right, self.last_right
+        if best is None or last is None or self.best_step == self.last["step"]:
+            return None
+        return gained(last, best)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -78,6 +89,8 @@ class Engine:
     """Told now and then to write down oscillation and scales."""
     write: Callable[[dict[str, Any]], None]
     """Takes a row of the log."""
+    untrained: Answers | None = None
+    """Those of the plan without training."""
     checkpoint_steps: int | None = None
     position: Position = field(default_factory=Position)
     wrapped: nn.Module = field(init=False)
@@ -240,23 +253,23 @@ class Engine:
         return every > 0 and self.position.step % every == 0
 
     def _evaluate(self) -> None:
-        outcome = self.measured()
-        row = outcome_row(outcome)
+        answers = self.measured()
+        row = outcome_row(answers.outcome) | gain_row(answers, self.untrained)
         position = self.position
-        position.last = {"step": position.step, **row}
-        found = score(outcome)
+        position.last, position.last_right = {"step": position.step, **row}, answers.right
+        found = score(answers.outcome)
         if position.step and (found > position.best_score or position.best_step < 0):
             position.best_step, position.best_score = position.step, found
-            position.best = dict(position.last)
+            position.best, position.best_right = dict(position.last), answers.right
             self._write_weights("best.safetensors")
         epoch = position.step / self.steps_per_epoch
         self.write({"kind": "evaluation", "step": position.step, "epoch": epoch, **row})
 
-    def measured(self) -> Outcome:
-        """The outcome of the model (of its average, where there is one) over all processes."""
+    def measured(self) -> Answers:
+        """What the model (its average, where there is one) says about all evaluation images."""
         with self._averaged():
-            own = self.evaluation.outcome(self.model)
-        return outcome_over_processes(own, self.accelerator)
+            own = self.evaluation.answers(self.model)
+        return answers_over_processes(own, self.accelerator)
 
     def _averaged(self) -> Any:
         return nullcontext() if self.average is None else _Swapped(self.model, self.average.state)

@@ -14,10 +14,20 @@ from vitsense.data import ImageSet
 from vitsense.observe import preserved
 from vitsense.preprocessing import Preprocessing
 from vitsense.sensitivity import interval
+from vitsense.sensitivity.interval import Interval
 from vitsense.sensitivity.meter import outcome_of
 from vitsense.sensitivity.result import Outcome
 
 _KEPT_BYTES = 256 * 1024**2  # preprocessed evaluation images that stay in memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answers:
+    """What a model says about evaluation images, against full precision and image by image."""
+
+    outcome: Outcome
+    right: Tensor
+    """`(n,)`, bool: its class is the label; without labels, that of full precision."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -48,14 +58,17 @@ class Evaluation:
         self.references = references
         self.kept = kept if size <= _KEPT_BYTES else None
 
-    def outcome(self, model: nn.Module) -> Outcome:
-        """The model against full precision, over this process's images."""
+    def answers(self, model: nn.Module) -> Answers:
+        """The model against full precision, on this process's images."""
         assert self.references is not None
-        total = Outcome()
+        total, right = Outcome(), [torch.zeros(0, dtype=torch.bool)]
         with preserved(model), torch.no_grad():
             for reference, (images, labels) in zip(self.references, self.batches(), strict=True):
-                total = total + outcome_of(reference, model(images).float(), labels)
-        return total
+                logits = model(images).float()
+                total = total + outcome_of(reference, logits, labels)
+                wanted = torch.where(labels >= 0, labels, reference.argmax(1))
+                right.append((logits.argmax(1) == wanted).cpu())
+        return Answers(outcome=total, right=torch.cat(right))
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Preprocessed images `(B, 3, H, W)` and labels `(B,)` of this process."""
@@ -71,6 +84,26 @@ class Evaluation:
                 source=self.images.source, numbers=self.images.numbers[start : start + self.batch]
             )
             yield from part.batches(self.preprocessing, self.batch, self.device)
+
+
+def gained(right: Tensor, before: Tensor) -> Interval:
+    """How many points more are right than ``before``, paired on the same images.
+
+    Args:
+        right: `(n,)`, as in `Answers`.
+        before: The same of another model.
+    """
+    more, less = int((right & ~before).sum()), int((before & ~right).sum())
+    return interval.paired_drop(len(right), more, less).scaled(100)
+
+
+def gain_row(answers: Answers, before: Answers | None) -> dict[str, Any]:
+    """Columns of what the model gains over another one, in points; None where that is not known."""
+    keys = ("gain", "gain_low", "gain_high")
+    if before is None or not len(before.right):
+        return dict.fromkeys(keys)
+    found = gained(answers.right, before.right)
+    return dict(zip(keys, (found.value, found.low, found.high), strict=True))
 
 
 def outcome_row(outcome: Outcome) -> dict[str, Any]:

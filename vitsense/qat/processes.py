@@ -10,14 +10,15 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
 from vitsense.errors import UserInputError
+from vitsense.qat.evaluate import Answers
 from vitsense.sensitivity.result import Outcome
 
 __all__ = [
     "Accelerator",
+    "answers_over_processes",
     "from_all_processes",
     "make_accelerator",
     "mean_over_processes",
-    "outcome_over_processes",
 ]
 
 
@@ -40,14 +41,15 @@ def make_accelerator(device: torch.device, precision: str) -> Accelerator:
         ) from error
 
 
-def outcome_over_processes(own: Outcome, accelerator: Accelerator) -> Outcome:
-    """The outcome over the images of all processes."""
+def answers_over_processes(own: Answers, accelerator: Accelerator) -> Answers:
+    """The answers about the images of all processes, those of the first process first."""
     if accelerator.num_processes == 1:
         return own
-    total = Outcome()
-    for values in gather_object([own.to_list()]):
+    total, right = Outcome(), []
+    for values, some in gather_object([(own.outcome.to_list(), own.right)]):
         total = total + Outcome.from_list(values)
-    return total
+        right.append(some)
+    return Answers(outcome=total, right=torch.cat(right))
 
 
 def mean_over_processes(value: float, accelerator: Accelerator) -> float:

@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from vitsense.discover import find_sites
 from vitsense.models import LoadedModel
+from vitsense.observe import observing
 from vitsense.plan.plan import FLOAT, Plan
-from vitsense.qat.evaluate import Evaluation
+from vitsense.qat.evaluate import Answers, Evaluation
+from vitsense.qat.prepare import rounded_sites
 from vitsense.sensitivity.quantizers import Quantizers
-from vitsense.sensitivity.result import Outcome
-from vitsense.sensitivity.sweep import measure_joint
-from vitsense.settings import Granule, QuantSettings
+from vitsense.settings import Granule, QuantSettings, RangeChoice
 from vitsense.statistics.collect import collect_statistics
 
 
-def ptq_outcome(
+def ptq_answers(
     model: LoadedModel, plan: Plan, calibration: Iterable[Tensor], evaluation: Evaluation
-) -> Outcome | None:
-    """The outcome of the plan on the evaluation images; None where a part stays in float.
+) -> Answers | None:
+    """The answers of the plan on the evaluation images; None where a part stays in float.
+
+    With the images that the analysis calibrated on, in batches of its size, they are those that
+    the analysis measured of the plan.
 
     Args:
         model: In full precision.
-        plan: Bits per module.
+        plan: Formats per module, and how ranges are chosen.
         calibration: Preprocessed images to choose ranges on.
-        evaluation: The images.
+        evaluation: The images; they must have been shown to full precision.
     """
     if any(FLOAT in (module.weight, module.activation) for module in plan.modules):
         return None
     batches = list(calibration)
     catalog = find_sites(model.module, batches[0][:1])
     statistics = collect_statistics(model.module, catalog, batches)
-    granule = Granule(plan.quantization.get("weight_granularity", Granule.CHANNEL.value))
-    settings = QuantSettings(weight_granularity=granule)
-    quantizers = Quantizers(catalog, statistics, settings, evaluation.device)
-    found = measure_joint(
-        model.module, catalog, quantizers, evaluation.batches(), {"plan": plan.bits}
+    quantizers = Quantizers(catalog, statistics, _settings(plan.quantization), evaluation.device)
+    planned = {entry.name: entry for entry in plan.modules}
+    visits = {
+        site.id: quantizers.visit(site, bits)
+        for module in catalog
+        if module.name in planned
+        for site, bits in rounded_sites(module, planned[module.name])
+    }
+    with observing(model.module, catalog, visits):
+        return evaluation.answers(model.module)
+
+
+def _settings(said: Mapping[str, Any]) -> QuantSettings:
+    """How the plan's analysis chose ranges; training has refused what it cannot learn."""
+    usual = QuantSettings()
+
+    def choice(key: str, default: RangeChoice) -> RangeChoice:
+        return RangeChoice(said.get(key, default.value))
+
+    return QuantSettings(
+        weight_granularity=Granule(said.get("weight_granularity", usual.weight_granularity.value)),
+        weight_range=choice("weight_range", usual.weight_range),
+        activation_range=choice("activation_range", usual.activation_range),
     )
-    return found["plan"]

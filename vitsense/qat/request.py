@@ -30,6 +30,14 @@ class QatRequest:
     eval_calibration: int = 128
     """As the analysis of the plan drew them, so that evaluation images are the same."""
     eval_seed: int = 0
+    eval_batch: int = 64
+    """Evaluation images at once; that of the analysis, for sums that are equal bit for bit."""
+    calibration_data: str | None = None
+    """Where the analysis took its calibration images from, if not from the evaluation data."""
+    analyzed_calibration: str = ""
+    """Digest of the calibration images of the plan's run; empty: the plan has no run."""
+    analyzed_evaluation: str = ""
+    """Digest of its evaluation images."""
     labels: Path | None = None
     """A label bank."""
     teacher: ModelRequest | None = None
@@ -98,6 +106,9 @@ def refuse_changed(earlier: Mapping[str, Any], now: Mapping[str, Any], folder: P
         )
 
 
+_BATCH = 64  # images at once, where a run does not say
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """What the run of a plan says about its model and images."""
@@ -107,6 +118,22 @@ class Origin:
     images: int
     calibration: int
     seed: int
+    calibration_data: str | None
+    batch: int
+    """Images at once."""
+    calibration_digest: str
+    evaluation_digest: str
+
+    def drawing(self) -> dict[str, Any]:
+        """How its images were drawn, as fields of a `QatRequest`."""
+        return {
+            "eval_calibration": self.calibration,
+            "eval_seed": self.seed,
+            "eval_batch": self.batch,
+            "calibration_data": self.calibration_data,
+            "analyzed_calibration": self.calibration_digest,
+            "analyzed_evaluation": self.evaluation_digest,
+        }
 
 
 def origin_of(plan: Plan, run: RunFolder, *, checkpoint: Path | None = None) -> Origin:
@@ -124,6 +151,7 @@ def origin_of(plan: Plan, run: RunFolder, *, checkpoint: Path | None = None) -> 
     settings = record["settings"]
     requests = [settings["model"], *settings.get("compares", ())]
     digest, key = plan.model.get("weights_digest"), plan.model.get("key")
+    data = record.get("data", {})
     entries = list(zip(record["models"], requests, strict=False))
     for entry, request in entries:
         same = entry["weights_digest"] == digest if digest else entry["key"] == key
@@ -134,6 +162,10 @@ def origin_of(plan: Plan, run: RunFolder, *, checkpoint: Path | None = None) -> 
                 images=int(settings["images"]),
                 calibration=int(settings["calibration"]),
                 seed=int(settings["seed"]),
+                calibration_data=settings.get("calibration_data"),
+                batch=int(settings.get("batch") or entry.get("batch") or _BATCH),
+                calibration_digest=str(data.get("calibration_digest", "")),
+                evaluation_digest=str(data.get("evaluation_digest", "")),
             )
     there = ", ".join(entry["key"] for entry, _ in entries)
     raise SiteMismatchError(

@@ -16,7 +16,9 @@ from vitsense.qat.looks import WeightFacts, histogram_arrays, movement_rows
 from vitsense.qat.request import QatRequest
 from vitsense.qat.sensitivities import ModuleDivergence, sensitivity_rows
 from vitsense.qat.training_set import TrainingSet
+from vitsense.qat.worth import Worth, analysis_of, decline, worth_of
 from vitsense.runfolder import atomic_write
+from vitsense.sensitivity.interval import Interval
 from vitsense.trainings import TrainingFolder
 
 if TYPE_CHECKING:
@@ -152,9 +154,8 @@ def first_record(
     }
 
 
-def finished(record: Mapping[str, Any], engine: Engine, folder: TrainingFolder) -> dict[str, Any]:
+def finished(engine: Engine, folder: TrainingFolder) -> dict[str, Any]:
     """What is known at the end: best and last accuracy, time, oscillation, gradient ratio."""
-    del record
     position = engine.position
     rows = folder.metrics("train") if engine.accelerator.is_main_process else []
     ratios = [row["gradient_ratio"] for row in rows if row.get("gradient_ratio")]
@@ -171,4 +172,44 @@ def finished(record: Mapping[str, Any], engine: Engine, folder: TrainingFolder) 
         "oscillating": engine.steadying.tracker.total_share(),
         "processes": engine.accelerator.num_processes,
         "device": str(engine.accelerator.device),
+    }
+
+
+def told(
+    record: Mapping[str, Any],
+    since_best: Interval | None,
+    images: TrainingSet,
+    request: QatRequest,
+) -> dict[str, Any]:
+    """What training was worth, in words, and what a reader must know about the numbers.
+
+    Args:
+        record: With everything that was measured.
+        since_best: The last evaluation minus the best, points; None where they are the same.
+        images: That were read.
+        request: What was asked.
+    """
+    worth = worth_of(record)
+    worse = worth["kind"] == Worth.WORSE.value
+    warnings = [f"{worth['text']} {worth['advice']}" if worse else "", decline(since_best, record)]
+    warnings += images.notes
+    inside = bool(request.analyzed_evaluation)
+    return {
+        "worth": worth,
+        "analysis": analysis_of(
+            record,
+            same_images=request.analyzed_evaluation == images.evaluation.digest,
+            inside=inside,
+        ),
+        "calibration": {
+            "spec": images.untrained.source.spec,
+            "images": len(images.untrained),
+            "as_analyzed": inside and request.analyzed_calibration == images.untrained.digest,
+            "start": (
+                f"Step 0 rounds to the grids that training starts from, found on "
+                f"{min(request.recipe.calibration, len(images.pool))} training images; the plan "
+                "without training rounds to those of the analysis. Gains count from the latter."
+            ),
+        },
+        "warnings": [warning for warning in warnings if warning],
     }

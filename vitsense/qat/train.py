@@ -24,18 +24,19 @@ from vitsense.plan.plan import FLOAT, Plan
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.qat.batches import StepSource
 from vitsense.qat.engine import Engine
-from vitsense.qat.evaluate import Evaluation, outcome_row
+from vitsense.qat.evaluate import Answers, Evaluation, gain_row, outcome_row
 from vitsense.qat.looks import WeightFacts, oscillation_row, scales_row, weight_facts
 from vitsense.qat.prepare import QuantizedModel, prepare_qat
-from vitsense.qat.processes import Accelerator, make_accelerator, outcome_over_processes
-from vitsense.qat.ptq import ptq_outcome
+from vitsense.qat.processes import Accelerator, answers_over_processes, make_accelerator
+from vitsense.qat.ptq import ptq_answers
 from vitsense.qat.request import QatRequest, refuse_changed
-from vitsense.qat.result import TrainingLog, finished, first_record
+from vitsense.qat.result import TrainingLog, finished, first_record, told
 from vitsense.qat.resume import load_state
 from vitsense.qat.sensitivities import ModuleDivergence, module_divergences
 from vitsense.qat.steadying import Steadying, qat_settings
 from vitsense.qat.teacher import Teacher
 from vitsense.qat.training_set import TrainingSet, open_training_set
+from vitsense.qat.worth import prospects
 from vitsense.trainings import TrainingFolder
 
 
@@ -52,6 +53,8 @@ class _Job:
     log: TrainingLog
     progress: Progress
     record: dict[str, Any] = field(default_factory=dict)
+    untrained: Answers | None = None
+    """Those of the plan without training."""
 
     @property
     def main(self) -> bool:
@@ -105,6 +108,7 @@ def train(
             images=images.evaluation,
             preprocessing=model.preprocessing,
             device=device,
+            batch=request.eval_batch,
             rank=accelerator.process_index,
             ranks=accelerator.num_processes,
         ),
@@ -205,7 +209,8 @@ def _train(job: _Job, folder: TrainingFolder, steps: int, state: dict[str, Any] 
         quantized, last = _weights_quantized(job, engine)
         engine.position.last = engine.position.best = {"step": steps, **last}
         engine.position.best_step = steps
-    job.record |= finished(job.record, engine, folder)
+    job.record |= finished(engine, folder)
+    job.record |= told(job.record, engine.position.since_best, job.images, request)
     if job.main:
         _write_weights(job, engine, quantized, before)
         if alone is not None:
@@ -235,14 +240,21 @@ def _plan_in_training(plan: Plan, schedule: str) -> Plan:
 
 def _measure_untrained(job: _Job) -> None:
     """Full precision and the plan without training, on the evaluation images."""
-    own = job.evaluation.outcome(job.model.module)
-    outcome = outcome_over_processes(own, job.accelerator)
+    own = job.evaluation.answers(job.model.module)
+    outcome = answers_over_processes(own, job.accelerator).outcome
     row = outcome_row(outcome)
     job.record["fp"] = {"n": outcome.n, **{k: row[k] for k in ("top1", "top1_low", "top1_high")}}
-    found = ptq_outcome(job.model, job.request.plan, job.calibration, job.evaluation)
-    job.record["ptq"] = (
-        None if found is None else outcome_row(outcome_over_processes(found, job.accelerator))
+    shown, device = job.model.preprocessing, job.accelerator.device
+    batches = job.images.untrained.batches(shown, job.request.eval_batch, device)
+    found = ptq_answers(
+        job.model, job.request.plan, (images for images, _ in batches), job.evaluation
     )
+    if found is not None:
+        job.untrained = answers_over_processes(found, job.accelerator)
+    job.record["ptq"] = None if job.untrained is None else outcome_row(job.untrained.outcome)
+    job.record["notes"] = [*job.images.notes, *filter(None, [prospects(job.record["ptq"])])]
+    for note in job.record["notes"]:
+        job.progress.note(note)
 
 
 def _source(job: _Job) -> StepSource:
@@ -284,6 +296,7 @@ def _engine(job: _Job, folder: TrainingFolder, quantized: QuantizedModel, steps:
         progress=job.progress,
         look=look,
         write=job.log.write,
+        untrained=job.untrained,
         checkpoint_steps=job.request.checkpoint_steps,
     )
     if recipe.mimic:
@@ -324,8 +337,8 @@ def _weights_quantized(job: _Job, engine: Engine) -> tuple[QuantizedModel, dict[
     made = prepare_qat(trained, plan, settings=settings, calibration=job.calibration)
     for site, quantizer in engine.model.quantizers.items():
         made.quantizers[site].load_state_dict(quantizer.state_dict())
-    own = job.evaluation.outcome(made)
-    row = outcome_row(outcome_over_processes(own, job.accelerator))
+    answers = answers_over_processes(job.evaluation.answers(made), job.accelerator)
+    row = outcome_row(answers.outcome) | gain_row(answers, job.untrained)
     epoch = engine.steps / engine.steps_per_epoch
     job.log.write({"kind": "evaluation", "step": engine.steps, "epoch": epoch, **row})
     engine.model = made

@@ -23,6 +23,9 @@ from vitsense.preprocessing import Preprocessing
 from vitsense.qat.crops import Crop, CropPolicy, cut, draw_crop
 
 _SAMPLED = 64  # images whose bytes are part of the digest of a collection
+TRAINING_GLYPHS = 3600
+"""Generated training images, unless more or fewer are asked for."""
+
 _KEPT_BYTES = 256 * 1024**2  # decoded images that are kept in memory, in one process
 
 
@@ -42,7 +45,7 @@ def training_source(spec: str | None, images: int | None = None) -> ImageSource:
         pixels, _ = render_glyph("train", index)
         return pixels.tobytes(), Image.fromarray(pixels)
 
-    labels = tuple(index % len(GLYPH_CLASSES) for index in range(images or 3600))
+    labels = tuple(index % len(GLYPH_CLASSES) for index in range(images or TRAINING_GLYPHS))
     return ImageSource(
         spec=GENERATED, kind=GENERATED, labels=labels, read=read, classes=GLYPH_CLASSES
     )
@@ -58,10 +61,8 @@ def collection_digest(source: ImageSource) -> str:
     return running.hexdigest()[:16]
 
 
-def usable_numbers(
-    source: ImageSource, evaluation: ImageSet | None, images: int | None = None, seed: int = 0
-) -> list[int]:
-    """Numbers of the images to train on: never one of ``evaluation``, at most ``images``.
+def usable_numbers(source: ImageSource, evaluation: ImageSet | None) -> list[int]:
+    """Numbers of the images that can be trained on: never one of ``evaluation``.
 
     Raises:
         UserInputError: nothing is left, or another source holds an evaluation image.
@@ -73,15 +74,25 @@ def usable_numbers(
             numbers = [number for number in numbers if number not in taken]
         else:
             _refuse_shared(source, evaluation)
-    if images is not None and images < len(numbers):
-        order = np.random.default_rng(seed).permutation(len(numbers))[:images]
-        numbers = [numbers[i] for i in sorted(order)]
     if not numbers:
         raise UserInputError(
             f"No training images: all {len(source)} images of {source.spec} are evaluation "
             "images. Name training images with --data."
         )
     return numbers
+
+
+def at_most(images: int | None, numbers: list[int], seed: int) -> list[int]:
+    """So many of the numbers, drawn from the seed; None: all."""
+    if images is None or images >= len(numbers):
+        return numbers
+    order = np.random.default_rng(seed).permutation(len(numbers))[:images]
+    return [numbers[i] for i in sorted(order)]
+
+
+def calibration_pool(source: ImageSource, usable: Sequence[int]) -> Sequence[int]:
+    """Numbers that calibration images are drawn from, however many images are trained on."""
+    return range(TRAINING_GLYPHS) if source.kind == GENERATED else usable
 
 
 def _same_place(source: ImageSource, other: ImageSource) -> bool:

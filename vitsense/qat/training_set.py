@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +12,13 @@ from vitsense.data import (
     GENERATED,
     Draw,
     ImageSet,
+    ImageSource,
     check_labels,
     draw_images,
     labelled_for,
     open_source,
 )
-from vitsense.errors import UserInputError
+from vitsense.errors import InputMissingError, UserInputError
 from vitsense.models import LoadedModel, load_model
 from vitsense.qat.crops import CropPolicy
 from vitsense.qat.label_bank import LabelBank
@@ -25,7 +27,9 @@ from vitsense.qat.request import QatRequest
 from vitsense.qat.training_images import (
     CropReader,
     StepOrder,
+    at_most,
     calibration_batches,
+    calibration_pool,
     collection_digest,
     training_source,
     usable_numbers,
@@ -39,8 +43,14 @@ class TrainingSet:
     """Everything one training reads, checked against each other."""
 
     evaluation: ImageSet
+    untrained: ImageSet
+    """What the plan without training is calibrated on: drawn as the analysis draws."""
+    notes: tuple[str, ...]
+    """What a reader of the numbers must know about the images."""
     reader: CropReader
     numbers: tuple[int, ...]
+    pool: Sequence[int]
+    """Training images that first grids are chosen on, however many are trained on."""
     digest: str
     """Of the training images."""
     order: StepOrder
@@ -52,7 +62,7 @@ class TrainingSet:
     def calibration(self, images: int, seed: int, device: torch.device) -> list[Tensor]:
         """Whole training images to choose first grids on."""
         batches = calibration_batches(
-            self.reader, self.numbers, images=images, batch=_CALIBRATION_BATCH, seed=seed
+            self.reader, self.pool, images=images, batch=_CALIBRATION_BATCH, seed=seed
         )
         return [batch.to(device) for batch in batches]
 
@@ -74,7 +84,7 @@ def open_training_set(
         InputMissingError: something is not there.
     """
     recipe = request.recipe
-    evaluation = _evaluation(request, model)
+    untrained, evaluation, notes = _drawn(request, model)
     source = training_source(request.data, request.images)
     if source.kind == GENERATED and model.resolved.source.value != "zoo":
         raise UserInputError(
@@ -88,7 +98,10 @@ def open_training_set(
                 f"hard is {recipe.hard:g}, but {source.spec} has no labels: use hard=0."
             )
         check_labels(source, model.num_classes, model.key)
-    numbers = usable_numbers(source, evaluation, request.images, recipe.seed)
+    elif unfit := _unfit(source, model):
+        notes = (*notes, unfit)
+    usable = usable_numbers(source, evaluation)
+    numbers = at_most(request.images, usable, recipe.seed)
     order = StepOrder(images=len(numbers), per_step=recipe.batch // recipe.crops, seed=recipe.seed)
     if order.per_step % ranks:
         raise UserInputError(
@@ -103,8 +116,11 @@ def open_training_set(
         policy = bank.header.policy
     return TrainingSet(
         evaluation=evaluation,
+        untrained=untrained,
+        notes=notes,
         reader=CropReader(source, model.preprocessing),
         numbers=tuple(numbers),
+        pool=calibration_pool(source, usable),
         digest=digest,
         order=order,
         policy=policy,
@@ -113,19 +129,52 @@ def open_training_set(
     )
 
 
-def _evaluation(request: QatRequest, model: LoadedModel) -> ImageSet:
+def _drawn(request: QatRequest, model: LoadedModel) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+    """Calibration and evaluation images as an analysis draws them, and what is to be said."""
     source = open_source(request.eval_data, at_most=request.eval_images + request.eval_calibration)
     draw = Draw(
         evaluation=request.eval_images,
         calibration=request.eval_calibration,
         seed=request.eval_seed,
     )
-    _, evaluation = draw_images(source, draw)
+    other, notes = _calibration_source(request)
+    calibration, evaluation = draw_images(source, draw, other)
     if not labelled_for(source, model):
-        return evaluation.without_labels()
+        return calibration, evaluation.without_labels(), notes
     if source.kind != GENERATED:
         check_labels(source, model.num_classes, model.key)
-    return evaluation
+    return calibration, evaluation, notes
+
+
+def _calibration_source(request: QatRequest) -> tuple[ImageSource | None, tuple[str, ...]]:
+    """Where the analysis took its calibration images from, if not from the evaluation data."""
+    if request.calibration_data is None:
+        return None, ()
+    try:
+        return open_source(request.calibration_data), ()
+    except InputMissingError:
+        return None, (
+            f"The calibration images of the analysis ({request.calibration_data}) are not there; "
+            "the plan without training is calibrated on images drawn from the evaluation data.",
+        )
+
+
+def _unfit(source: ImageSource, model: LoadedModel) -> str:
+    """Says so where the classes of training images are not those of the model; else empty.
+
+    Nothing is wrong with that where labels are not learned from, but it is seldom what was meant.
+    """
+    highest = max(source.labels)
+    if highest < 0:
+        return ""
+    found = len(source.classes) if source.classes is not None else highest + 1
+    if found == model.num_classes or (source.classes is None and found < model.num_classes):
+        return ""
+    return (
+        f"The training images ({source.spec}) have {found} classes, {model.key} has "
+        f"{model.num_classes}: they seem to be of another data set. Labels are not learned from, "
+        "so training goes on; a model is best trained on images of what it was made for."
+    )
 
 
 def _bank(request: QatRequest, model: LoadedModel, digest: str, images: int) -> LabelBank:
