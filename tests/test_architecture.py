@@ -43,6 +43,7 @@ OWNERS = {
     "onnxruntime": {"export/session.py"},
     "ml_dtypes": {"export/onnx_graph.py"},
     "accelerate": {"qat/processes.py"},
+    "filelock": {"in_use.py"},
     "click": {name for name in NAMES if name.startswith("cli")},
 }
 

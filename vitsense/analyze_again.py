@@ -25,6 +25,7 @@ from vitsense.discover import find_sites
 from vitsense.errors import StaleResultError
 from vitsense.export.reopened import Reopened, reopen
 from vitsense.formats import FormatLike
+from vitsense.in_use import sole_writer
 from vitsense.plan.again import Again, Bounds, solved_again
 from vitsense.plan.plan import Plan
 from vitsense.plan.refine import Refined
@@ -93,27 +94,29 @@ def plan_improved(
         InputMissingError: weights or images are not there.
         SiteMismatchError: the run has no such model, or a pinned module does not exist.
         UserInputError: the budget is wrong or cannot be met.
+        InUseError: another process writes into the run.
     """
     bounds = Bounds(pins=pins or {}, keep_default_pins=keep_default_pins, tie=tie, profile=profile)
     again = solved_again(run, budget, model, bounds)
     refuse_other_version(run)
     place = torch.device("cpu") if device is None else device
-    bench = _Bench.of(reopen(run, model=model, device=place), run, place, progress)
     limit = Deadline() if deadline is None else deadline
-    found = refined(
-        bench.stage(again, steps, images, limit.part(0.7)),
-        again.setting.problem,
-        again.budget,
-        again.setting.curve,
-        again.solved,
-    )
-    chosen = again.solved
-    if found is not None:
-        chosen = assignment_of(again.setting.problem, found.formats, again.setting.curve)
-    measured = bench.measured(again, chosen.formats, limit)
-    search = None if found is None else _said(found)
-    made = again.setting.plan(chosen, again.budget, measured=measured, search=search)
-    return Improved(plan=made, path=again.setting.write(made, out), found=found)
+    with sole_writer(run.path, progress):
+        bench = _Bench.of(reopen(run, model=model, device=place), run, place, progress)
+        found = refined(
+            bench.stage(again, steps, images, limit.part(0.7)),
+            again.setting.problem,
+            again.budget,
+            again.setting.curve,
+            again.solved,
+        )
+        chosen = again.solved
+        if found is not None:
+            chosen = assignment_of(again.setting.problem, found.formats, again.setting.curve)
+        measured = bench.measured(again, chosen.formats, limit)
+        search = None if found is None else _said(found)
+        made = again.setting.plan(chosen, again.budget, measured=measured, search=search)
+        return Improved(plan=made, path=again.setting.write(made, out), found=found)
 
 
 def refuse_other_version(run: RunFolder) -> None:

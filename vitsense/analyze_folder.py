@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vitsense.errors import StaleResultError, UserInputError
-from vitsense.progress import Progress
 from vitsense.runfolder import RunFolder
 from vitsense.settings import AnalyzeSettings
 from vitsense.team import Team
@@ -34,7 +33,6 @@ def find_folder(
     fingerprint: Mapping[str, str],
     out: Path | None,
     root: Path,
-    progress: Progress,
 ) -> RunFolder:
     """``out``, or below ``root`` an unfinished equal run, or a new one.
 
@@ -43,7 +41,6 @@ def find_folder(
         fingerprint: Everything else, by name, that must be equal for old numbers to be used.
         out: The folder that was asked for.
         root: Where runs are.
-        progress: Told when an unfinished run goes on.
 
     Raises:
         StaleResultError: ``out`` holds results of another run.
@@ -60,7 +57,6 @@ def find_folder(
         except UserInputError:  # a damaged run, or one of a newer version, is not this one
             continue
         if earlier.get("status") != "complete" and not _differing(earlier, settings, fingerprint):
-            progress.note(f"Continuing {run.path}, which was not finished.")
             return run
     names = [settings.model.name, *(c.name for c in settings.compares)]
     return RunFolder.create(root, "-vs-".join(n.rpartition("/")[2] for n in names))

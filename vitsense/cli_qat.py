@@ -169,7 +169,7 @@ def qat(
         from vitsense.qat.train import train
 
         where = out or training_path(_there(found), name or request.recipe.name)
-        folder = TrainingFolder.at(where)
+        folder = TrainingFolder(where)
         record = train(request, folder, pick_device(device), resume=resume, progress=progress)
     finally:
         progress.close()

@@ -21,9 +21,16 @@ class Deadline:
     clock: Callable[[], float] = time.monotonic
 
     @classmethod
-    def after(cls, seconds: float | None, clock: Callable[[], float] = time.monotonic) -> Deadline:
-        """The deadline so many seconds from now."""
-        return cls(None if seconds is None else clock() + seconds, clock=clock)
+    def after(
+        cls,
+        seconds: float | None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        since: float | None = None,
+    ) -> Deadline:
+        """The deadline so many seconds from now, or from the moment ``since`` of the clock."""
+        begin = clock() if since is None else since
+        return cls(None if seconds is None else begin + seconds, clock=clock)
 
     def part(self, share: float) -> Deadline:
         """A deadline at a share of the time that is left."""

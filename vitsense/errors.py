@@ -8,7 +8,8 @@
     │   ├── TooLittleTimeError    2  a time budget ended before a plan could be made
     │   ├── SchemaVersionError    2  a file written by a newer version
     │   ├── SiteMismatchError     2  a plan or result that belongs to another model
-    │   └── StaleResultError      2  a run folder made with other settings, weights or data
+    │   ├── StaleResultError      2  a run folder made with other settings, weights or data
+    │   └── InUseError            2  another process writes into the same folder
     ├── InputMissingError         3  weights, data, a run or a plan cannot be found or reached
     ├── MeasurementError          4  a model could not be measured (not finite, not deterministic)
     └── ProcessLostError        130  another process of the run died; the same command continues
@@ -49,6 +50,10 @@ class SiteMismatchError(UserInputError):
 
 class StaleResultError(UserInputError):
     """A run folder holds results of other settings, weights or data."""
+
+
+class InUseError(UserInputError):
+    """Another process writes into the folder or file at the moment."""
 
 
 class TooLittleTimeError(UserInputError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 from vitsense.errors import InputMissingError, SchemaVersionError, UserInputError
+from vitsense.provenance import without_option
 from vitsense.schemas import SCHEMAS
 
 if TYPE_CHECKING:
@@ -123,6 +125,16 @@ class RunFolder:
         Raises:
             UserInputError: the file cannot be read or lacks columns.
         """
+        frame = self._typed(name)
+        recorded = self._recorded().get("rows", {}).get(name, 0)
+        if len(frame) < recorded:
+            raise UserInputError(
+                f"{self.path / f'{name}.csv'} has {len(frame)} of the {recorded} rows that the run "
+                f"wrote: it is damaged. {self._mended()}"
+            )
+        return frame
+
+    def _typed(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
         columns = SCHEMAS[name]
@@ -141,15 +153,29 @@ class RunFolder:
             if not missing:
                 return frame[list(columns)].astype(dict(columns))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserInputError(
-                f"{path} cannot be read ({error}); run vitsense analyze again with --out "
-                f"{self.path}."
-            ) from error
+            raise UserInputError(f"{path} cannot be read ({error}). {self._mended()}") from error
         raise UserInputError(
             f"{path} lacks the columns {', '.join(missing)}: it is damaged, or another version of "
-            f"vitsense wrote it. Run vitsense analyze again with --out {self.path}, or use that "
-            "version (run.json names it)."
+            f"vitsense wrote it, which run.json names. {self._mended()}"
         )
+
+    def _recorded(self) -> dict[str, Any]:
+        """``run.json``, of which nothing is said where it cannot be read."""
+        try:
+            return self.read_run()
+        except (InputMissingError, UserInputError):
+            return {}
+
+    def _mended(self) -> str:
+        """How a damaged table is written again."""
+        words = next(iter(self._recorded().get("commands", ())), ())
+        command = ["vitsense", "analyze", "..."]
+        if "analyze" in words:  # a run that was made from Python has no command
+            command = without_option([str(word) for word in words], "--out")
+        return (
+            "The command that made the run writes it again, and measures nothing twice: "
+            f"{shlex.join([*command, '--out', str(self.path)])}"
+        ).replace("'...'", "...")
 
     def write_table(self, name: str, frame: pd.DataFrame) -> None:
         """Replace a table; its columns must be those of the schema."""

@@ -71,6 +71,11 @@ class TrainingFolder:
         return run if inside else None
 
     @property
+    def another(self) -> str:
+        """The option that puts a training elsewhere."""
+        return "--out" if self.run_path is None else "--name"
+
+    @property
     def started(self) -> bool:
         """Whether a training was begun here."""
         return (self.path / "qat.json").is_file()

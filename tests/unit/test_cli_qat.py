@@ -58,7 +58,12 @@ def test_a_plan_is_trained_in_its_run(plan: Path, capsys: pytest.CaptureFixture[
     assert set(alone["n"]) == {4}
     assert record["sensitivity"]["kl_after"] == pytest.approx(alone["kl_after"].sum())
     assert _qat(plan) == 2  # complete, and with other settings
-    assert "different are: lr, strength" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "different are: lr (0.0001 then, 0.0002 now), strength (0.5 then, 0.001 now). " in said
+    assert "another --name" in said
+    assert _qat(plan, "--name", "new", "--data", "nowhere") == 3
+    assert not (plan.parent / "qat" / "new").exists()
+    capsys.readouterr()
 
 
 def test_a_training_that_made_it_worse_says_so_and_may_fail(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -110,6 +111,36 @@ def test_the_same_command_measures_nothing_again_and_changes_no_table(
     assert cli.run([*_ANALYZE, "--no-report", "--out", str(run), "-q"]) == 0
     assert {name: (run / name).read_bytes() for name in names} == before
     capsys.readouterr()
+
+
+def test_a_table_that_was_cut_is_named_and_the_command_that_mends_it_does(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cut in the middle of a line, at the end of one, a table that is gone."""
+    command = [*_ANALYZE, "--no-report", "--out", str(run), "-q"]
+    record = RunFolder(run).read_run()
+    RunFolder(run).write_run(record | {"commands": [["vitsense", *command]]})
+    before = {name: (run / name).read_bytes() for name in ("sensitivity.csv", "groups.csv")}
+    whole = before["sensitivity.csv"]
+    for name, kept in (
+        ("sensitivity.csv", whole[: whole.index(b"\n", 900) + 1]),
+        ("sensitivity.csv", whole[:1000]),
+        ("groups.csv", None),
+    ):
+        path = run / name
+        path.unlink() if kept is None else path.write_bytes(kept)
+        assert cli.run(["report", str(run), "--html", "--out", "elsewhere"]) == 2
+        said = capsys.readouterr().err
+        assert str(path) in said
+        assert said.endswith(
+            f"measures nothing twice: vitsense {shlex.join(command[:-3])} -q --out {run}\n"
+        )
+        path.write_bytes(before[name])
+    assert cli.run(["plan", str(run), "--budget", "avg-bits=4"]) == 0
+    (run / "sensitivity.csv").write_bytes(whole[:1000])
+    assert cli.run(command[:-1]) == 0
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert "is complete: what it measured is used again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

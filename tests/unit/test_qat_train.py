@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -172,9 +173,11 @@ def test_training_recovers_what_quantization_lost(tmp_path: Path) -> None:
 
 def test_resuming_with_other_settings_is_refused_by_name(plan: Plan, done: TrainingFolder) -> None:
     changed = recipe(**_STATEFUL | {"lr": 5e-4, "strength": 0.2})
-    with pytest.raises(StaleResultError, match="different are: lr, strength"):
-        train(request(plan, recipe=changed), done, CPU, resume=True)
-    with pytest.raises(StaleResultError, match="different are: images, training images"):
+    other = "different are: lr (0.001 then, 0.0005 now), strength (0.1 then, 0.2 now). "
+    with pytest.raises(StaleResultError, match=re.escape(other)) as raised:
+        train(request(plan, recipe=replace(changed, name="mine")), done, CPU, resume=True)
+    assert "another --out" in str(raised.value)  # it lies in no run
+    with pytest.raises(StaleResultError, match=r"different are: images \(32 then, 24 now\), train"):
         train(request(plan, images=24, recipe=recipe(**_STATEFUL)), done, CPU)
     with pytest.raises(StaleResultError, match="is complete"):
         train(request(plan, recipe=recipe(**_STATEFUL)), done, CPU)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pandas as pd
 import torch
 
 from vitsense.errors import UserInputError
+from vitsense.in_use import sole_writer
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.qat.recipes import Recipe, load_recipe
 from vitsense.qat.request import QatRequest
@@ -115,20 +118,37 @@ def ablate(
     Returns:
         The table in Markdown.
     """
-    found = []
-    for name, recipe in variants(request.recipe, names).items():
-        records = []
-        for seed in seeds:
-            one = replace(request, recipe=replace(recipe, seed=seed), sensitivity_images=0)
-            folder = TrainingFolder.at(where / f"{name.replace(' ', '-')}-seed{seed}")
-            progress.note(f"{name}, seed {seed}")
-            done = folder.read_record() if folder.started else {}
-            if done.get("status") != "complete":
-                done = train(one, folder, device, progress=progress)
-            records.append(done)
-        found.append(Ablation(variant=name, records=tuple(records)))
-        _write(where, found)  # what is known so far survives an interruption
+    chosen = variants(request.recipe, names)
+    with ExitStack() as held:
+        if int(os.environ.get("RANK", "0")) == 0:  # the processes of torchrun work together
+            held.enter_context(sole_writer(where, progress))
+        found: list[Ablation] = []
+        for name, recipe in chosen.items():
+            one = replace(request, recipe=recipe, sensitivity_images=0)
+            found.append(_trainings(name, one, where, device, seeds, progress))
+            _write(where, found)  # what is known so far survives an interruption
     return where / "ablation.md"
+
+
+def _trainings(
+    name: str,
+    request: QatRequest,
+    where: Path,
+    device: torch.device,
+    seeds: Sequence[int],
+    progress: Progress,
+) -> Ablation:
+    """One variant, with every seed; trainings that are complete stay."""
+    records = []
+    for seed in seeds:
+        one = replace(request, recipe=replace(request.recipe, seed=seed))
+        folder = TrainingFolder(where / f"{name.replace(' ', '-')}-seed{seed}")
+        progress.note(f"{name}, seed {seed}")
+        done = folder.read_record() if folder.started else {}
+        if done.get("status") != "complete":
+            done = train(one, folder, device, progress=progress)
+        records.append(done)
+    return Ablation(variant=name, records=tuple(records))
 
 
 def _write(where: Path, found: Sequence[Ablation]) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from vitsense.data import ImageSource
 from vitsense.errors import MeasurementError, UserInputError
+from vitsense.in_use import sole_writer_of
 from vitsense.models import LoadedModel
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.qat.bank_file import (
@@ -76,6 +77,7 @@ def distill(
 
     Raises:
         UserInputError: ``out`` holds another bank, or cannot be written.
+        InUseError: another process writes the bank.
         MeasurementError: the teacher's answers are not finite.
     """
     first, last = _run(len(source), settings.shard)
@@ -96,12 +98,29 @@ def distill(
         },
     )
     path = shard_path(out, *settings.shard)
+    with sole_writer_of(path, progress):
+        _write(teacher, source, path, header, settings, device, progress)
+    return path
+
+
+def _write(
+    teacher: LoadedModel,
+    source: ImageSource,
+    path: Path,
+    header: BankHeader,
+    settings: DistillSettings,
+    device: torch.device,
+    progress: Progress,
+) -> None:
     file = create_file(path, header)
+    known = int((file.index["image"] != 0).sum())
+    if known:
+        progress.note(f"Continuing {path}: {known} of {header.images} images have labels.")
     reader = CropReader(source, teacher.preprocessing)
     model = teacher.module.eval()
     progress.start(header.images, f"{teacher.key} labels")
     with written(file):
-        for count, number in enumerate(range(first, last)):
+        for count, number in enumerate(range(header.first, header.first + header.images)):
             if not file.has(number):
                 crops = drawn_crops(reader, number, header)
                 rows = records_of(
@@ -111,7 +130,6 @@ def distill(
                 if count % _FLUSH_EVERY == _FLUSH_EVERY - 1:
                     file.flush()
             progress.advance(1, source.name(number))
-    return path
 
 
 def drawn_crops(reader: CropReader, number: int, header: BankHeader) -> list[Crop]:

@@ -12,6 +12,7 @@ from vitsense.plan.plan import Plan
 from vitsense.qat.recipes import Recipe
 from vitsense.runfolder import RunFolder
 from vitsense.settings import ModelRequest, WeightSource
+from vitsense.trainings import TrainingFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +82,9 @@ class QatRequest:
         }
 
 
-def refuse_changed(earlier: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+def refuse_changed(
+    earlier: Mapping[str, Any], now: Mapping[str, Any], folder: TrainingFolder
+) -> None:
     """Refuse to go on with other settings.
 
     Args:
@@ -90,20 +93,35 @@ def refuse_changed(earlier: Mapping[str, Any], now: Mapping[str, Any], folder: P
         folder: Where it lies.
 
     Raises:
-        StaleResultError: naming the settings that differ.
+        StaleResultError: naming the settings that differ, with both values.
     """
     differing = []
     for part in ("settings", "recipe", "fingerprint"):
         old, new = earlier.get(part, {}), now[part]
-        skipped = {"about", "source", "schema"}
-        differing += sorted(
-            k for k in old.keys() | new.keys() if k not in skipped and old.get(k) != new.get(k)
-        )
+        keys = sorted(k for k in old.keys() | new.keys() if k not in _NOT_COMPARED)
+        differing += [
+            f"{key} ({_value(old.get(key))} then, {_value(new.get(key))} now)"
+            for key in keys
+            if old.get(key) != new.get(key)
+        ]
     if differing:
         raise StaleResultError(
-            f"{folder} holds a training with other settings; different are: "
-            f"{', '.join(differing)}. Use the same ones, or another --name."
+            f"{folder.path} holds a training with other settings; different are: "
+            f"{', '.join(differing)}. Use the same ones, or another {folder.another}."
         )
+
+
+_NOT_COMPARED = {"about", "source", "schema", "name"}
+"""Words about a recipe that do not decide its numbers."""
+
+
+def _value(value: object) -> str:
+    """A setting as a person writes it."""
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_value, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "on", False: "off", None: "default"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 _BATCH = 64  # images at once, where a run does not say

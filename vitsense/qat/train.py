@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from vitsense import provenance
 from vitsense.data import ImageSet
 from vitsense.errors import (
+    AlreadySaidError,
     InputMissingError,
     SiteMismatchError,
     StaleResultError,
     UserInputError,
 )
+from vitsense.in_use import sole_writer
 from vitsense.models import LoadedModel, load_model
 from vitsense.plan.plan import FLOAT, Plan
 from vitsense.progress import NO_PROGRESS, Progress
@@ -27,7 +29,12 @@ from vitsense.qat.engine import Engine
 from vitsense.qat.evaluate import Answers, Evaluation, gain_row, outcome_row
 from vitsense.qat.looks import WeightFacts, oscillation_row, scales_row, weight_facts
 from vitsense.qat.prepare import QuantizedModel, prepare_qat
-from vitsense.qat.processes import Accelerator, answers_over_processes, make_accelerator
+from vitsense.qat.processes import (
+    Accelerator,
+    answers_over_processes,
+    from_all_processes,
+    make_accelerator,
+)
 from vitsense.qat.ptq import ptq_answers
 from vitsense.qat.request import QatRequest, refuse_changed
 from vitsense.qat.result import TrainingLog, finished, first_record, told
@@ -86,11 +93,43 @@ def train(
 
     Raises:
         StaleResultError: the folder holds another or a finished training.
+        InUseError: another process trains in the folder.
         VitsenseError: see `vitsense.errors`.
     """
     accelerator = make_accelerator(device, request.recipe.precision)
     if not accelerator.is_main_process:
         progress = NO_PROGRESS
+    with _sole_writer(folder, accelerator, progress):
+        return _trained(request, folder, accelerator, resume, progress, command)
+
+
+@contextmanager
+def _sole_writer(
+    folder: TrainingFolder, accelerator: Accelerator, progress: Progress
+) -> Iterator[None]:
+    """The processes of one training lock its folder together: the first does, the others ask it."""
+    with ExitStack() as held:
+        refused = None
+        if accelerator.is_main_process:
+            try:
+                held.enter_context(sole_writer(folder.path, progress))
+            except UserInputError as error:
+                refused = error
+        if accelerator.num_processes > 1 and any(from_all_processes(refused is not None)):
+            raise refused or AlreadySaidError
+        if refused is not None:
+            raise refused
+        yield
+
+
+def _trained(
+    request: QatRequest,
+    folder: TrainingFolder,
+    accelerator: Accelerator,
+    resume: bool,
+    progress: Progress,
+    command: list[str] | None,
+) -> dict[str, Any]:
     device = accelerator.device
     model = load_model(request.model, device)
     images = _images_of(request, model, device, accelerator.num_processes)
@@ -148,10 +187,11 @@ def _state_of(
             )
         return None
     earlier = folder.read_record()
-    refuse_changed(earlier, record, folder.path)
+    refuse_changed(earlier, record, folder)
     if earlier.get("status") == "complete":
         raise StaleResultError(
-            f"The training in {folder.path} is complete; choose another --name, or delete it."
+            f"The training in {folder.path} is complete; choose another {folder.another}, or "
+            "delete it."
         )
     path = folder.path / "resume.pt"
     return load_state(path) if path.is_file() or resume else None
