@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +12,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 
-from vitsense.errors import UserInputError
+from vitsense.errors import AlreadySaidError, UserInputError
+from vitsense.in_use import sole_writer
+from vitsense.progress import Progress
 from vitsense.qat.evaluate import Answers
 from vitsense.sensitivity.result import Outcome
 
@@ -19,6 +24,7 @@ __all__ = [
     "from_all_processes",
     "make_accelerator",
     "mean_over_processes",
+    "together_alone",
 ]
 
 
@@ -63,3 +69,24 @@ def mean_over_processes(value: float, accelerator: Accelerator) -> float:
 def from_all_processes(value: Any) -> list[Any]:
     """A value of every process, in their order."""
     return list(gather_object([value]))
+
+
+@contextmanager
+def together_alone(folder: Path, accelerator: Accelerator, progress: Progress) -> Iterator[None]:
+    """The processes of one training are the only ones in its folder: the first locks it for all.
+
+    Raises:
+        InUseError: others write there.
+        AlreadySaidError: the same, and the first process says so.
+    """
+    with ExitStack() as held:
+        refused = None
+        if accelerator.is_main_process:
+            try:
+                held.enter_context(sole_writer(folder, progress))
+            except UserInputError as error:
+                refused = error
+        several = accelerator.num_processes > 1
+        if any(from_all_processes(refused is not None)) if several else refused is not None:
+            raise refused or AlreadySaidError
+        yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from vitsense import provenance
 from vitsense.data import ImageSet
 from vitsense.errors import (
-    AlreadySaidError,
     InputMissingError,
     SiteMismatchError,
     StaleResultError,
     UserInputError,
 )
-from vitsense.in_use import sole_writer
 from vitsense.models import LoadedModel, load_model
 from vitsense.plan.plan import FLOAT, Plan
 from vitsense.progress import NO_PROGRESS, Progress
@@ -32,8 +30,8 @@ from vitsense.qat.prepare import QuantizedModel, prepare_qat
 from vitsense.qat.processes import (
     Accelerator,
     answers_over_processes,
-    from_all_processes,
     make_accelerator,
+    together_alone,
 )
 from vitsense.qat.ptq import ptq_answers
 from vitsense.qat.request import QatRequest, refuse_changed
@@ -99,27 +97,8 @@ def train(
     accelerator = make_accelerator(device, request.recipe.precision)
     if not accelerator.is_main_process:
         progress = NO_PROGRESS
-    with _sole_writer(folder, accelerator, progress):
+    with together_alone(folder.path, accelerator, progress):
         return _trained(request, folder, accelerator, resume, progress, command)
-
-
-@contextmanager
-def _sole_writer(
-    folder: TrainingFolder, accelerator: Accelerator, progress: Progress
-) -> Iterator[None]:
-    """The processes of one training lock its folder together: the first does, the others ask it."""
-    with ExitStack() as held:
-        refused = None
-        if accelerator.is_main_process:
-            try:
-                held.enter_context(sole_writer(folder.path, progress))
-            except UserInputError as error:
-                refused = error
-        if accelerator.num_processes > 1 and any(from_all_processes(refused is not None)):
-            raise refused or AlreadySaidError
-        if refused is not None:
-            raise refused
-        yield
 
 
 def _trained(
