@@ -115,8 +115,9 @@ def plan_at(
     if out is None:
         _keep(path)
     path = out or path
-    plans[point].plan.save(path)
-    return plans[point].plan, path
+    made = plans[point].plan()
+    made.save(path)
+    return made, path
 
 
 def previous_path(path: Path) -> Path:
@@ -157,15 +158,31 @@ def nothing_wider(run: RunFolder, plan: Plan) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontPlan:
-    """A point of the front as a plan, with what it was made from."""
+    """A point of the front, with what a plan is made from."""
 
-    plan: Plan
     assignment: Assignment
-    problem: Problem
+    setting: Setting
+
+    @property
+    def problem(self) -> Problem:
+        """What was planned for."""
+        return self.setting.problem
+
+    @property
+    def budget(self) -> Budget:
+        """The average bits that the point has."""
+        return Budget(BudgetKind.AVG_BITS, self.assignment.cost.avg_bits)
+
+    def plan(self) -> Plan:
+        """The plan, which was not measured, with a reason for every module.
+
+        It is made when it is asked for: of all points of a front, one is written.
+        """
+        return self.setting.plan(self.assignment, self.budget)
 
 
 def front_plans(run: RunFolder, *, model: str | None = None) -> tuple[dict[int, FrontPlan], Path]:
-    """Every point of a model's front as a plan that was not measured, and the run's plan file.
+    """Every point of a model's front, and the run's plan file.
 
     Raises:
         SiteMismatchError: the run has no such model or no finished measurement of it.
@@ -177,9 +194,7 @@ def front_plans(run: RunFolder, *, model: str | None = None) -> tuple[dict[int, 
     for point, part in bits.groupby("point"):
         chosen = dict(zip(part["module"], part["format"], strict=True))
         assignment = assignment_of(setting.problem, chosen, setting.curve)
-        budget = Budget(BudgetKind.AVG_BITS, assignment.cost.avg_bits)
-        plan = setting.plan(assignment, budget)
-        found[int(point)] = FrontPlan(plan=plan, assignment=assignment, problem=setting.problem)
+        found[int(point)] = FrontPlan(assignment=assignment, setting=setting)
     return found, setting.path
 
 

@@ -49,7 +49,9 @@ def cost_of(
     """
     weights, stored, scales, bitops = 0, 0, 0, 0
     for name, params, macs, shape in zip(
-        *(modules[column] for column in ("module", "params", "macs", "weight_shape")), strict=True
+        # a column of texts is slow to walk through, its array is not
+        *(modules[column].to_numpy() for column in ("module", "params", "macs", "weight_shape")),
+        strict=True,
     ):
         if name not in bits:
             bitops += int(macs) * FLOAT_BITS**2

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from vitsense.formats import format_of
+from vitsense.formats import NumberFormat, format_of
 from vitsense.plan.budget import Budget
 from vitsense.plan.plan import ModulePlan, Plan
 from vitsense.plan.solve import Assignment, Problem
@@ -52,15 +52,21 @@ def _module_plan(
 ) -> ModulePlan:
     name = row["module"]
     form = format_of(assignment.formats[name])
+    weight, activation = stored_as(form, weighted=bool(row["params"]))
     return ModulePlan(
         name=name,
         bits=form.bits,
         role=row["role"],
-        weight=form.name if row["params"] else None,
-        activation=f"u{form.name}" if form.is_integer else form.name,
+        weight=weight,
+        activation=activation,
         pinned=name in problem.pins,
         reason=reason,
     )
+
+
+def stored_as(form: NumberFormat, *, weighted: bool) -> tuple[str | None, str]:
+    """What a plan calls the formats of a module's weight, if it has one, and of its activations."""
+    return form.name if weighted else None, f"u{form.name}" if form.is_integer else form.name
 
 
 REASONS = {

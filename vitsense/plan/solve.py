@@ -100,11 +100,11 @@ def make_problem(
     planable = sensitivity[sensitivity["part"] == "both"]
     good = planable[planable["status"].isin(RATED)]
     names = list(modules["module"])
-    divergence = {}
-    for name, rows in good.groupby("module", sort=False):
-        divergence[str(name)] = _monotone(
-            dict(zip(rows["format"], rows["kl"].astype(float), strict=True))
-        )
+    seen: dict[str, dict[str, float]] = {}
+    cells = (good[column].to_numpy() for column in ("module", "format", "kl"))
+    for name, form, kl in zip(*cells, strict=True):
+        seen.setdefault(name, {})[form] = float(kl)
+    divergence = {name: _monotone(kl) for name, kl in seen.items()}
     for row in planable[planable["status"] == "bounded"].to_dict("records"):
         known = divergence.get(row["module"], {})
         narrower = [f for f in known if format_of(f).bits < row["bits"]]

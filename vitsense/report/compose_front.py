@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from vitsense.formats import NumberFormat, format_of
 from vitsense.plan.again import FrontPlan, front_plans
-from vitsense.plan.make import nats, next_narrower, share_of
-from vitsense.plan.plan import ModulePlan
+from vitsense.plan.make import nats, next_narrower, share_of, stored_as
+from vitsense.plan.plan import Plan
 from vitsense.report.document import FrontPoint, PlanWriter
 from vitsense.report.formatters import loss_of, number, span
 from vitsense.report.source import Source
@@ -42,25 +43,29 @@ def front_of(source: Source, entry: Any) -> tuple[tuple[FrontPoint, ...], PlanWr
         plans, _ = front_plans(source.run, model=key)
     tables = next(iter(plans.values())).problem.divergence.values() if plans else ()
     names = tuple(dict.fromkeys(name for table in tables for name in table))
-    formats = _formats(plans, names)
+    kinds = _kinds(plans)
     by_point = {
         int(p): dict(zip(g["module"], map(format_of, g["format"]), strict=True))
         for p, g in bits.groupby("point")
     }
     points = tuple(
         _point(
-            row, by_point[int(row["point"])], order, plans.get(int(row["point"])), formats, names
+            row,
+            by_point[int(row["point"])],
+            order,
+            _written(plans.get(int(row["point"])), order, kinds),
         )
         for row in _measured(pareto, source.table("joint", key)).to_dict("records")
     )
     if not plans:
         return points, None
     first = next(iter(plans.values()))
+    plan = first.plan()
     return points, PlanWriter(
-        parts=_parts(first),
-        cost=tuple(first.plan.cost or ()),
-        predicted=tuple(first.plan.predicted or ()),
-        formats=formats,
+        parts=_parts(plan),
+        cost=tuple(plan.cost or ()),
+        predicted=tuple(plan.predicted or ()),
+        formats=tuple(_choice(*kind, names) for kind in kinds),
         pinned=tuple(sorted(order.index(name) for name in first.problem.pins)),
         words=tuple((format_of(name).label, format_of(name).words) for name in names),
         nats=tuple(_nats(first.problem.divergence.get(name, {}), names) for name in order),
@@ -79,41 +84,55 @@ def _nats(table: Mapping[str, float], names: tuple[str, ...]) -> tuple[tuple[str
 Choice = tuple[int, str | None, str | None, int]
 
 
-def _formats(plans: dict[int, FrontPlan], names: tuple[str, ...]) -> tuple[Choice, ...]:
-    """Every combination of formats that occurs, with the place of its name."""
-    modules = (module for made in plans.values() for module in made.plan.modules)
-    return tuple(dict.fromkeys(_choice(module, names) for module in modules))
+Kind = tuple[str, bool]
+"""A format, and whether the module that has it has a weight."""
 
 
-def _choice(module: ModulePlan, names: tuple[str, ...]) -> Choice:
-    return module.bits, module.weight, module.activation, names.index(module.format)
+def _kinds(plans: Mapping[int, FrontPlan]) -> dict[Kind, int]:
+    """Every combination that occurs, with its place."""
+    found: dict[Kind, int] = {}
+    for made in plans.values():
+        for kind in _kind_of(made).values():
+            found.setdefault(kind, len(found))
+    return found
+
+
+def _kind_of(made: FrontPlan) -> dict[str, Kind]:
+    """The combination that each module of a plan has."""
+    frame, formats = made.problem.modules, made.assignment.formats
+    weighted = zip(frame["module"].to_numpy(), frame["params"].to_numpy(), strict=True)
+    return {name: (formats[name], bool(params)) for name, params in weighted}
+
+
+def _choice(form: str, weighted: bool, names: tuple[str, ...]) -> Choice:
+    stored = stored_as(format_of(form), weighted=weighted)
+    return format_of(form).bits, *stored, names.index(form)
+
+
+def _written(
+    made: FrontPlan | None, order: Sequence[str], kinds: Mapping[Kind, int]
+) -> dict[str, str]:
+    """What differs between the plan files of two points, as the file has it."""
+    if made is None:
+        return dict.fromkeys(("choices", "shares", "budget", "cost", "predicted"), "")
+    own, solved = _kind_of(made), made.assignment
+    return {
+        "choices": "".join(letter(kinds[own[n]] if n in own else NOT_PLANNED) for n in order),
+        "shares": "".join(
+            letter(int(share_of(made.problem, solved, n)) if n in own else 0) for n in order
+        ),
+        "budget": json.dumps(made.budget.text),
+        "cost": " ".join(map(json.dumps, asdict(solved.cost).values())),
+        "predicted": " ".join(map(json.dumps, asdict(solved.prediction).values())),
+    }
 
 
 def _point(
     row: dict[str, Any],
-    forms: dict[str, NumberFormat],
-    order: list[str],
-    made: FrontPlan | None,
-    formats: tuple[Choice, ...],
-    names: tuple[str, ...],
+    forms: Mapping[str, NumberFormat],
+    order: Sequence[str],
+    written: Mapping[str, str],
 ) -> FrontPoint:
-    written = {"choices": "", "shares": "", "budget": "", "cost": "", "predicted": ""}
-    if made is not None:
-        by_name = {m.name: m for m in made.plan.modules}
-        plan = made.plan
-        written = {
-            "choices": "".join(
-                letter(formats.index(_choice(by_name[n], names)) if n in by_name else NOT_PLANNED)
-                for n in order
-            ),
-            "shares": "".join(
-                letter(int(share_of(made.problem, made.assignment, n)) if n in by_name else 0)
-                for n in order
-            ),
-            "budget": json.dumps(plan.budget),
-            "cost": " ".join(map(json.dumps, (plan.cost or {}).values())),
-            "predicted": " ".join(map(json.dumps, (plan.predicted or {}).values())),
-        }
     return FrontPoint(
         number=int(row["point"]),
         # rounded up: as a budget it must still admit this point
@@ -148,9 +167,9 @@ def _measured(pareto: pd.DataFrame, joint: pd.DataFrame) -> pd.DataFrame:
     return pareto.assign(measured=[words(point) for _, point in pareto.iterrows()])
 
 
-def _parts(made: FrontPlan) -> tuple[str, ...]:
+def _parts(plan: Plan) -> tuple[str, ...]:
     """What stands in every plan file before, between and after the parts that change."""
-    return _split(json_text({**made.plan.to_json(), **{n: f"\0{n}" for n in _CHANGING}}))
+    return _split(json_text({**plan.to_json(), **{n: f"\0{n}" for n in _CHANGING}}))
 
 
 def _split(text: str) -> tuple[str, ...]:

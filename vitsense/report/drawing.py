@@ -83,6 +83,17 @@ def drawn(
 ) -> str:
     """SVG of a figure of ``panels`` axes side by side, in equal rows (inches)."""
     from matplotlib.figure import Figure as NewFigure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    class Once(ConstrainedLayoutEngine):
+        """Saving draws twice, and would arrange twice what the first time has arranged."""
+
+        arranged = False
+
+        def execute(self, fig: Figure) -> None:
+            if not self.arranged:
+                self.arranged = True
+                super().execute(fig)
 
     with _style(), warnings.catch_warnings():
         # a reader's fonts may have what ours lacks: the text stays text
@@ -90,6 +101,7 @@ def drawn(
         figure: Figure = NewFigure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(rows, panels // rows, squeeze=False).flat
         draw(list(axes))
+        figure.set_layout_engine(Once())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

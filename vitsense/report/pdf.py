@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from vitsense.errors import InputMissingError, VitsenseError
 from vitsense.glyphs import font_folder
 from vitsense.report.compose_model import LEVELS
-from vitsense.report.document import Document, ModelReport
+from vitsense.report.document import (
+    Document,
+    FrontPoint,
+    HeatCell,
+    ModelReport,
+    PlanWriter,
+    Profile,
+)
 from vitsense.report.drawing import COLOURS, Picture, cividis, diverging
 from vitsense.report.formatters import number, span
 from vitsense.report.html import template_root
 from vitsense.report.pdf_packed import packed
 from vitsense.report.runs_document import STEPS, RunsDocument
-from vitsense.report.sheet import Cause, worst_tensor
+from vitsense.report.sheet import Cause, Sheet, worst_tensor
 from vitsense.report.svg import small_svg
 
 
@@ -54,7 +62,7 @@ def render_runs_pdf(
         InputMissingError: typst is not installed.
     """
     data = {
-        "d": asdict(document),
+        "d": document,
         "pictures": _words(pictures),
         "diverging": diverging(STEPS),
     }
@@ -75,7 +83,8 @@ def _compiled(
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _copy_sources(root)
-        (root / "data.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+        text = json.dumps(data, ensure_ascii=False, default=_fields)
+        (root / "data.json").write_text(text, encoding="utf-8")
         for name, svg in drawings.items():
             (root / f"{name}.svg").write_text(svg, encoding="utf-8")
         try:
@@ -97,6 +106,22 @@ def _compiled(
     return packed(made)
 
 
+_READ: Mapping[type, tuple[str, ...]] = {
+    HeatCell: ("label", "level", "text", "noise"),
+    Sheet: (),
+    FrontPoint: (),
+    PlanWriter: (),
+    Profile: (),
+}
+"""What the templates read of parts that are long; what else they show of them is `_page_data`'s."""
+
+
+def _fields(made: Any) -> dict[str, Any]:
+    """A dataclass as JSON: reading what nobody shows would take typst as long as typesetting."""
+    names = _READ.get(type(made), tuple(field.name for field in fields(made)))
+    return {name: getattr(made, name) for name in names}
+
+
 def _words(pictures: Mapping[str, Picture]) -> dict[str, dict[str, str]]:
     return {
         name: {"title": p.title, "alt": p.alt, "reading": p.reading} for name, p in pictures.items()
@@ -105,7 +130,7 @@ def _words(pictures: Mapping[str, Picture]) -> dict[str, dict[str, str]]:
 
 def _page_data(document: Document, pictures: dict[str, Picture]) -> dict[str, object]:
     return {
-        "d": asdict(document),
+        "d": document,
         "pictures": _words(pictures),
         "heat": cividis(LEVELS),
         "alone": [_alone(model) for model in document.models],
