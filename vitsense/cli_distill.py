@@ -14,6 +14,7 @@ from vitsense.cli_output import (
     progress_options,
     session,
 )
+from vitsense.decimals import counted
 from vitsense.errors import UserInputError
 from vitsense.progress import ProgressStyle, make_progress
 from vitsense.settings import ModelRequest, WeightSource
@@ -98,7 +99,8 @@ def distill(
         emit_json("complete", {"path": str(path), "images": len(source), "crops": crops})
         return
     emit(f"Labels: {path}")
-    emit(f"  {len(source)} images x {crops} crops, {size} bytes each, teacher {model.key}")
+    stored = f"{counted(len(source), 'image')}, {counted(crops, 'crop')} of each"
+    emit(f"  {stored}, {size} bytes a crop, teacher {model.key}")
     emit(f"\nNext:\n  vitsense qat --plan PLAN --labels {out}")
 
 

@@ -18,7 +18,7 @@ from vitsense.cli_output import (
     progress_options,
     session,
 )
-from vitsense.decimals import difference, span
+from vitsense.decimals import counted, difference, span
 from vitsense.errors import GateFailedError, SiteMismatchError, UserInputError
 from vitsense.formats import ALLOWED_BITS
 from vitsense.plan.plan import Plan
@@ -295,7 +295,7 @@ def _emit(
     for label, row in rows:
         if row is not None:
             emit(f"{label:32} {_shown(row)}")
-    emit(f"{record['evaluation']['images']} evaluation images; intervals are 95 %.")
+    emit(f"{counted(record['evaluation']['images'], 'evaluation image')}; intervals are 95 %.")
     for line in _said(record):
         emit(line)
     emit(f"\nTraining: {folder.path}")

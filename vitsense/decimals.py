@@ -15,6 +15,11 @@ def number(value: float, digits: int = 1) -> str:
     return text.replace("-", MINUS)
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 step``, ``3,600 images``: a count with its noun, which takes an s in the plural."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def span(low: float, high: float, digits: int = 1) -> str:
     """``0.4 to 2.0``."""
     return f"{number(low, digits)} to {number(high, digits)}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from vitsense.decimals import counted
 from vitsense.errors import InputMissingError, UserInputError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"})
@@ -143,8 +144,8 @@ def list_images(store: Store, where: str) -> Listing:
         return _from_csv(store.read(LABELS), names, where)
     if not images:
         raise InputMissingError(
-            f"{where} holds no images ({len(names)} other files). Expected: one folder per class "
-            f"with images in it, or images with a {LABELS} (file,label), or images alone."
+            f"{where} holds no images ({counted(len(names), 'other file')}). Expected: one folder "
+            f"per class with images in it, or images with a {LABELS} (file,label), or images alone."
         )
     loose = [n for n in images if "/" not in n]
     if not loose:

@@ -87,7 +87,7 @@ class PlainProgress:
         """A task begins."""
         self._total, self._done, self._said_at, self._label = total, 0, 0, label
         self._began = self._said = self._clock()
-        self._write(f"{label}: {total} steps")
+        self._write(f"{label}: {total} step{'s' * (total != 1)}")
 
     def advance(self, steps: int, label: str = "") -> None:
         """Say how far, now and then."""

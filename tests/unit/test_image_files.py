@@ -138,7 +138,7 @@ def test_a_table_without_rows_names_no_images(tmp_path: Path) -> None:
 
 def test_an_empty_folder_says_what_is_expected(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("nothing", encoding="utf-8")
-    with pytest.raises(InputMissingError, match=r"holds no images \(1 other files\)"):
+    with pytest.raises(InputMissingError, match=r"holds no images \(1 other file\)"):
         listing(tmp_path)
 
 

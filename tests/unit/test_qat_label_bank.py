@@ -191,7 +191,7 @@ def test_the_command_writes_a_bank_and_says_what_it_holds(
     assert cli.run([*command, "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert f"Labels: {out}" in text
-    assert "4 images x 2 crops" in text
+    assert "4 images, 2 crops of each, 29 bytes a crop, " in text
     assert LabelBank.open(out).header.crops == 2
     assert cli.run([*command, "--out", str(out), "--shard", "3/2"]) == 2
     assert "--shard is 3/2" in capsys.readouterr().err

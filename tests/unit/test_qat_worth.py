@@ -12,6 +12,7 @@ from PIL import Image
 from qat_jobs import CPU, RESNET, request, resnet_plan
 from torch import nn
 
+from vitsense.decimals import counted
 from vitsense.models import load_model
 from vitsense.qat.evaluate import Answers, Evaluation, gain_row, gained
 from vitsense.qat.training_set import TrainingSet, open_training_set
@@ -182,3 +183,7 @@ def test_the_untrained_plan_is_calibrated_as_an_analysis_calibrates(tmp_path: Pa
     gone = _opened(calibration_data=str(tmp_path / "gone"))
     assert gone.untrained.digest == generated.untrained.digest
     assert "gone) are not there" in gone.notes[0]
+
+
+def test_one_thing_is_not_said_in_the_plural() -> None:
+    assert [counted(n, "step") for n in (0, 1, 3600)] == ["0 steps", "1 step", "3,600 steps"]

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from vitsense.decimals import counted
 from vitsense.errors import UserInputError
 from vitsense.in_use import sole_writer
 from vitsense.progress import NO_PROGRESS, Progress
@@ -203,9 +204,9 @@ def markdown(found: Sequence[Ablation], frame: pd.DataFrame) -> str:
     lines = [
         f"# {record['model']['key']}, plan {record['plan']['budget'] or 'by hand'}: {what} in %",
         "",
-        f"Budget of every training: {record['steps']} steps of {recipe['batch']} crops, "
-        f"{data['images']} training images ({data['spec']}), "
-        f"{record['evaluation']['images']} evaluation images.",
+        f"Budget of every training: {counted(record['steps'], 'step')} of "
+        f"{counted(recipe['batch'], 'crop')}, {counted(data['images'], 'training image')} "
+        f"({data['spec']}), {counted(record['evaluation']['images'], 'evaluation image')}.",
     ]
     if fp["top1"] is not None:
         untrained = "" if ptq is None else f"; quantized without training {ptq['top1']:.2f}"
