@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import timm
@@ -16,7 +17,7 @@ from vitsense.numerics import Grid, fake_quantize
 from vitsense.plan.plan import ModulePlan, Plan
 from vitsense.qat.prepare import QuantizedModel, convert, prepare_qat, restore_qat
 from vitsense.qat.settings import Offsets, QatSettings, StepGradient, WeightMethod
-from vitsense.settings import Granule
+from vitsense.settings import Granule, Part
 
 
 def _convnext() -> nn.Module:
@@ -360,3 +361,16 @@ def test_it_compiles_to_one_graph_and_gives_the_same() -> None:
     result.square().sum().backward()
     for a, b in zip(eager.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", [Part.WEIGHTS, Part.ACTIVATIONS])
+def test_a_plan_of_one_part_rounds_that_part_alone(part: Part) -> None:
+    """As ``vitsense analyze --parts weights`` plans: its entries name both formats."""
+    model = BUILDERS["vit"]()
+    plan = replace(plan_for(model), quantization={"part": part.value})
+    quantized = prepare_qat(model, plan, calibration=[images(2)])
+    both = prepare_qat(model, plan_for(model), calibration=[images(2)])
+    expected = {key for key in both.quantizers if key.endswith(":weight") == (part is Part.WEIGHTS)}
+    assert set(quantized.quantizers) == expected
+    assert expected
+    quantized(images(2)).sum().backward()  # and it trains

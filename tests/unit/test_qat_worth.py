@@ -14,11 +14,10 @@ from torch import nn
 
 from vitsense.decimals import counted
 from vitsense.models import load_model
-from vitsense.qat.evaluate import Answers, Evaluation, gain_row, gained
+from vitsense.qat.evaluate import Answers, Evaluation, gained
 from vitsense.qat.training_set import TrainingSet, open_training_set
 from vitsense.qat.worth import analysis_of, decline, prospects, worth_of
 from vitsense.sensitivity.interval import Interval, paired_drop
-from vitsense.sensitivity.result import Outcome
 
 
 def _row(gain: tuple[float, float, float] | None, **more: Any) -> dict[str, Any]:
@@ -71,12 +70,6 @@ def test_which_images_are_right_adds_up_to_the_outcome() -> None:
     assert len(known.right) == 36
 
 
-def test_a_gain_over_what_was_not_measured_is_not_known() -> None:
-    some = Answers(outcome=Outcome(), right=torch.ones(3, dtype=torch.bool))
-    assert set(gain_row(some, None).values()) == {None}
-    assert worth_of(_record(None))["kind"] == "unknown"
-
-
 @pytest.mark.parametrize(
     ("last", "more", "kind", "words"),
     [
@@ -108,7 +101,6 @@ def test_that_there_is_nothing_to_gain_is_said_before() -> None:
         _record(None, drop=(0.56, -0.35, 1.45))["ptq"]
     )
     assert prospects(_record(None)["ptq"]) == ""
-    assert prospects(None) == ""
     assert prospects({"drop": None}) == ""
 
 

@@ -16,7 +16,7 @@ from vitsense.models import load_model
 from vitsense.numerics.grid import Grid
 from vitsense.plan.plan import Plan
 from vitsense.progress import NO_PROGRESS, Progress
-from vitsense.qat.prepare import QuantizedModel, convert, restore_qat, rounded_sites
+from vitsense.qat.prepare import QuantizedModel, convert, part_of, restore_qat, rounded_sites
 from vitsense.qat.recipes import recipe_from_json
 from vitsense.qat.request import origin_of
 from vitsense.qat.steadying import qat_settings
@@ -206,9 +206,9 @@ def _state(path: Path) -> dict[str, Tensor]:
 
 def _check_widths(model: QuantizedModel, plan: Plan, path: Path) -> None:
     """Activations take their width from the checkpoint, so it is compared with the plan's."""
-    planned = {entry.name: entry for entry in plan.modules}
+    planned, part = {entry.name: entry for entry in plan.modules}, part_of(plan)
     for module in model.planned:
-        for site, bits in rounded_sites(module, planned[module.name]):
+        for site, bits in rounded_sites(module, planned[module.name], part):
             found = model.quantizers[site.id].bits
             if found != bits:
                 raise SiteMismatchError(

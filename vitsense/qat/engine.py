@@ -85,12 +85,12 @@ class Engine:
     accelerator: Accelerator
     folder: TrainingFolder
     progress: Progress
+    untrained: Answers
+    """Those of the plan without training."""
     look: Callable[[int], None]
     """Told now and then to write down oscillation and scales."""
     write: Callable[[dict[str, Any]], None]
     """Takes a row of the log."""
-    untrained: Answers | None = None
-    """Those of the plan without training."""
     checkpoint_steps: int | None = None
     position: Position = field(default_factory=Position)
     wrapped: nn.Module = field(init=False)

@@ -97,13 +97,10 @@ def gained(right: Tensor, before: Tensor) -> Interval:
     return interval.paired_drop(len(right), more, less).scaled(100)
 
 
-def gain_row(answers: Answers, before: Answers | None) -> dict[str, Any]:
-    """Columns of what the model gains over another one, in points; None where that is not known."""
-    keys = ("gain", "gain_low", "gain_high")
-    if before is None or not len(before.right):
-        return dict.fromkeys(keys)
+def gain_row(answers: Answers, before: Answers) -> dict[str, float]:
+    """Columns of what the model gains over another one, in points."""
     found = gained(answers.right, before.right)
-    return dict(zip(keys, (found.value, found.low, found.high), strict=True))
+    return {"gain": found.value, "gain_low": found.low, "gain_high": found.high}
 
 
 def outcome_row(outcome: Outcome) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from vitsense.qat.operations import QuantizedOperations, rows_of
 from vitsense.qat.quantizers import FixedQuantizer, LearnedQuantizer, Quantizer
 from vitsense.qat.rounding import Rounding
 from vitsense.qat.settings import QatSettings
-from vitsense.settings import Granule
+from vitsense.sensitivity.groups import includes
+from vitsense.settings import Granule, Part
 from vitsense.sites import Site, SiteCatalog, SiteModule
 
 
@@ -256,7 +257,7 @@ def _prepared(
     catalog = find_sites(model, batches[0][:1])
     _check(plan, catalog, model)
     settings = _settled(settings, plan)
-    planned = {entry.name: entry for entry in plan.modules}
+    planned, part = {entry.name: entry for entry in plan.modules}, part_of(plan)
     modules = tuple(module for module in catalog if module.name in planned)
     per_head = bool(settings.per_head) and state is None
     seen = calibrate(model, SiteCatalog(modules=modules), batches, per_head=per_head)
@@ -268,7 +269,7 @@ def _prepared(
             weight = seen.derived.get(module.name)
             if weight is None and module.weight is not None:
                 weight = parameters[module.weight][rows_of(module)]
-            for site, bits in rounded_sites(module, planned[module.name]):
+            for site, bits in rounded_sites(module, planned[module.name], part):
                 shared = (site.tensor, bits) if settings.share_inputs else None
                 if shared in common:
                     made = common[shared]
@@ -328,9 +329,22 @@ def _settled(settings: QatSettings, plan: Plan) -> QatSettings:
     return replace(settings, weight_granularity=granule, per_head=per_head)
 
 
-def rounded_sites(module: SiteModule, entry: ModulePlan) -> Iterator[tuple[Site, int]]:
-    """The sites of a module that the plan rounds, with their widths."""
+def part_of(plan: Plan) -> Part:
+    """What the plan rounds; one of ``vitsense analyze --parts weights`` has weights alone."""
+    return Part(plan.quantization.get("part", Part.BOTH.value))
+
+
+def rounded_sites(
+    module: SiteModule, entry: ModulePlan, part: Part = Part.BOTH
+) -> Iterator[tuple[Site, int]]:
+    """The sites of a module that its entry in a plan rounds, with their widths.
+
+    Args:
+        module: Whose sites.
+        entry: Of the plan.
+        part: Of the plan; see `part_of`.
+    """
     for site in module.sites:
         form = entry.weight if site.is_weight else entry.activation
-        if form != FLOAT:
+        if form != FLOAT and includes(part, site):
             yield site, entry.bits if form is None else Format.parse(form).bits

@@ -10,9 +10,9 @@ from torch import Tensor
 from vitsense.discover import find_sites
 from vitsense.models import LoadedModel
 from vitsense.observe import observing
-from vitsense.plan.plan import FLOAT, Plan
+from vitsense.plan.plan import Plan
 from vitsense.qat.evaluate import Answers, Evaluation
-from vitsense.qat.prepare import rounded_sites
+from vitsense.qat.prepare import part_of, rounded_sites
 from vitsense.sensitivity.quantizers import Quantizers
 from vitsense.settings import Granule, QuantSettings, RangeChoice
 from vitsense.statistics.collect import collect_statistics
@@ -20,8 +20,8 @@ from vitsense.statistics.collect import collect_statistics
 
 def ptq_answers(
     model: LoadedModel, plan: Plan, calibration: Iterable[Tensor], evaluation: Evaluation
-) -> Answers | None:
-    """The answers of the plan on the evaluation images; None where a part stays in float.
+) -> Answers:
+    """The answers of the plan on the evaluation images.
 
     With the images that the analysis calibrated on, in batches of its size, they are those that
     the analysis measured of the plan.
@@ -32,18 +32,16 @@ def ptq_answers(
         calibration: Preprocessed images to choose ranges on.
         evaluation: The images; they must have been shown to full precision.
     """
-    if any(FLOAT in (module.weight, module.activation) for module in plan.modules):
-        return None
     batches = list(calibration)
     catalog = find_sites(model.module, batches[0][:1])
     statistics = collect_statistics(model.module, catalog, batches)
     quantizers = Quantizers(catalog, statistics, _settings(plan.quantization), evaluation.device)
-    planned = {entry.name: entry for entry in plan.modules}
+    planned, part = {entry.name: entry for entry in plan.modules}, part_of(plan)
     visits = {
         site.id: quantizers.visit(site, bits)
         for module in catalog
         if module.name in planned
-        for site, bits in rounded_sites(module, planned[module.name])
+        for site, bits in rounded_sites(module, planned[module.name], part)
     }
     with observing(model.module, catalog, visits):
         return evaluation.answers(model.module)

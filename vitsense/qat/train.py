@@ -26,7 +26,7 @@ from vitsense.qat.batches import StepSource
 from vitsense.qat.engine import Engine
 from vitsense.qat.evaluate import Answers, Evaluation, gain_row, outcome_row
 from vitsense.qat.looks import WeightFacts, oscillation_row, scales_row, weight_facts
-from vitsense.qat.prepare import QuantizedModel, prepare_qat
+from vitsense.qat.prepare import QuantizedModel, part_of, prepare_qat
 from vitsense.qat.processes import (
     Accelerator,
     answers_over_processes,
@@ -42,6 +42,7 @@ from vitsense.qat.steadying import Steadying, qat_settings
 from vitsense.qat.teacher import Teacher
 from vitsense.qat.training_set import TrainingSet, open_training_set
 from vitsense.qat.worth import prospects
+from vitsense.settings import Part
 from vitsense.trainings import TrainingFolder
 
 
@@ -58,8 +59,6 @@ class _Job:
     log: TrainingLog
     progress: Progress
     record: dict[str, Any] = field(default_factory=dict)
-    untrained: Answers | None = None
-    """Those of the plan without training."""
 
     @property
     def main(self) -> bool:
@@ -208,8 +207,8 @@ def _train(job: _Job, folder: TrainingFolder, steps: int, state: dict[str, Any] 
     if state is not None:
         quantized.load_state_dict(state["model"], strict=True)
     job.evaluation.remember(model.module)
-    _measure_untrained(job)
-    engine = _engine(job, folder, quantized, steps)
+    untrained = _measure_untrained(job)
+    engine = _engine(job, folder, quantized, steps, untrained)
     if state is None:
         job.log.cut(0)
         if job.main:
@@ -254,26 +253,30 @@ def _alone(job: _Job, quantized: QuantizedModel) -> dict[str, ModuleDivergence] 
 def _plan_in_training(plan: Plan, schedule: str) -> Plan:
     if schedule == "both":
         return plan
+    if part_of(plan) is Part.WEIGHTS:
+        raise UserInputError(
+            "The plan leaves activations in full precision, and this recipe trains those first: "
+            "use another --recipe, or a plan of weights and activations."
+        )
     return replace(plan, modules=tuple(replace(m, weight=FLOAT) for m in plan.modules))
 
 
-def _measure_untrained(job: _Job) -> None:
-    """Full precision and the plan without training, on the evaluation images."""
+def _measure_untrained(job: _Job) -> Answers:
+    """Full precision and the plan without training, on the evaluation images; gives the latter."""
     own = job.evaluation.answers(job.model.module)
     outcome = answers_over_processes(own, job.accelerator).outcome
     row = outcome_row(outcome)
     job.record["fp"] = {"n": outcome.n, **{k: row[k] for k in ("top1", "top1_low", "top1_high")}}
-    shown, device = job.model.preprocessing, job.accelerator.device
-    batches = job.images.untrained.batches(shown, job.request.eval_batch, device)
-    found = ptq_answers(
-        job.model, job.request.plan, (images for images, _ in batches), job.evaluation
-    )
-    if found is not None:
-        job.untrained = answers_over_processes(found, job.accelerator)
-    job.record["ptq"] = None if job.untrained is None else outcome_row(job.untrained.outcome)
+    seen, device = job.model.preprocessing, job.accelerator.device
+    batches = job.images.untrained.batches(seen, job.request.eval_batch, device)
+    shown_to = (images for images, _ in batches)
+    found = ptq_answers(job.model, job.request.plan, shown_to, job.evaluation)
+    untrained = answers_over_processes(found, job.accelerator)
+    job.record["ptq"] = outcome_row(untrained.outcome)
     job.record["notes"] = [*job.images.notes, *filter(None, [prospects(job.record["ptq"])])]
     for note in job.record["notes"]:
         job.progress.note(note)
+    return untrained
 
 
 def _source(job: _Job) -> StepSource:
@@ -291,7 +294,9 @@ def _source(job: _Job) -> StepSource:
     )
 
 
-def _engine(job: _Job, folder: TrainingFolder, quantized: QuantizedModel, steps: int) -> Engine:
+def _engine(
+    job: _Job, folder: TrainingFolder, quantized: QuantizedModel, steps: int, untrained: Answers
+) -> Engine:
     recipe = job.request.recipe
     per_epoch = len(job.images.numbers) / recipe.batch
     steadying = Steadying.of(quantized, recipe)
@@ -315,7 +320,7 @@ def _engine(job: _Job, folder: TrainingFolder, quantized: QuantizedModel, steps:
         progress=job.progress,
         look=look,
         write=job.log.write,
-        untrained=job.untrained,
+        untrained=untrained,
         checkpoint_steps=job.request.checkpoint_steps,
     )
     if recipe.mimic:
@@ -357,7 +362,7 @@ def _weights_quantized(job: _Job, engine: Engine) -> tuple[QuantizedModel, dict[
     for site, quantizer in engine.model.quantizers.items():
         made.quantizers[site].load_state_dict(quantizer.state_dict())
     answers = answers_over_processes(job.evaluation.answers(made), job.accelerator)
-    row = outcome_row(answers.outcome) | gain_row(answers, job.untrained)
+    row = outcome_row(answers.outcome) | gain_row(answers, engine.untrained)
     epoch = engine.steps / engine.steps_per_epoch
     job.log.write({"kind": "evaluation", "step": engine.steps, "epoch": epoch, **row})
     engine.model = made

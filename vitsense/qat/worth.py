@@ -19,13 +19,11 @@ class Worth(Enum):
     SAME = "same"
     """The difference cannot be told from zero."""
     WORSE = "worse"
-    UNKNOWN = "unknown"
-    """The plan without training has no outcome."""
 
 
-def prospects(ptq: Row | None) -> str:
-    """What there is to gain, before training; empty where that is not known or is plain."""
-    loss = None if ptq is None else _loss(ptq)
+def prospects(ptq: Row) -> str:
+    """That there is hardly anything to gain, before training; empty where there is, or may be."""
+    loss = _loss(ptq)
     if loss is None or not loss.contains_zero:
         return ""
     return (
@@ -41,9 +39,6 @@ def worth_of(record: Row) -> dict[str, str]:
         record: As in ``qat.json``.
     """
     gain = _gain(record["last"])
-    if gain is None:
-        text = "The plan without training was not measured, so what training gained is not known."
-        return {"kind": Worth.UNKNOWN.value, "text": text, "advice": ""}
     what = "" if record["last"].get("top1") is not None else " of agreement with full precision"
     if gain.low > 0:
         text = f"Training gained {_points(gain)}{what}, against the plan without training."
@@ -62,7 +57,7 @@ def worth_of(record: Row) -> dict[str, str]:
 def _if_worse(record: Row) -> str:
     rate = record["recipe"]["lr"]
     best = _gain(record["best"])
-    if best is not None and best.low > 0:
+    if best.low > 0:
         return (
             f"The best evaluation (step {record['best']['step']}) is better than the plan without "
             f"training, the last is not: use a lower --lr than {rate:g}."
@@ -110,15 +105,15 @@ def analysis_of(record: Row, *, same_images: bool, inside: bool) -> dict[str, An
         return None
     counts = ("n", "lost", "gained", "agreement")
     columns = ("drop", "drop_low", "drop_high", "agreement", "n", "lost", "gained")
-    equal = now is not None and all(then.get(key) == now.get(key) for key in counts)
+    equal = all(then.get(key) == now.get(key) for key in counts)
     said = ""
     if not inside:
         said = "The run of the plan is not known, so its images and this training's may differ."
     elif not same_images:
         said = "The analysis measured it on other evaluation images."
-    elif now is not None and not equal and then.get("n") != now["n"]:
+    elif not equal and then.get("n") != now["n"]:
         said = f"The analysis measured it on {then.get('n')} of these images."
-    elif now is not None and not equal:
+    elif not equal:
         said = (
             "Another machine, or another version of torch, rounds the last digits differently, "
             "which changes single images."
@@ -127,9 +122,7 @@ def analysis_of(record: Row, *, same_images: bool, inside: bool) -> dict[str, An
     return {**found, "same_images": same_images, "equal": equal, "said": said}
 
 
-def _gain(row: Row) -> Interval | None:
-    if row.get("gain") is None:
-        return None
+def _gain(row: Row) -> Interval:
     return Interval(float(row["gain"]), float(row["gain_low"]), float(row["gain_high"]))
 
 
