@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MINUS = "\u2212"
 
@@ -78,3 +79,8 @@ def _scaled(value: float, magnitude: int) -> str:
     if not math.isfinite(value) or value == 0:
         return short(value)
     return f"{number(value / 10.0**magnitude)}e{magnitude}".replace("-", MINUS)
+
+
+def listed(names: Sequence[str]) -> str:
+    """``8, 6 and 4``: a list in a sentence."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

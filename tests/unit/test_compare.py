@@ -109,7 +109,7 @@ def test_a_clear_difference_between_groups_is_stated() -> None:
     assert first.value == pytest.approx(5.0)
     assert first.low > 1
     assert "500 images" in first.sentence
-    assert f"5.00 times ({first.low:.2f} to {first.high:.2f})" in first.sentence
+    assert "5.0 (4.5 to 5.5) times that of feed-forward (FFN)" in first.sentence
 
 
 def test_intervals_that_overlap_a_little_still_tell_groups_apart() -> None:

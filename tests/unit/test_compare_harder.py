@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pandas as pd
 import pytest
 from report_fixture import make_run
@@ -10,7 +12,8 @@ from vitsense.compare import Comparison, compare_models
 from vitsense.compare.harder import harder
 
 NAMES = ("vit", "resnet")
-Tables = tuple[Comparison, pd.DataFrame]
+Tables = tuple[Comparison, pd.DataFrame, pd.DataFrame]
+WIDTHS = (8, 4, 3)
 
 
 @pytest.fixture(scope="module")
@@ -18,44 +21,110 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     run = make_run(tmp_path_factory.mktemp("harder") / "run", 9, NAMES)
     comparison = compare_models(*map(run.table, ("modules", "statistics", "sensitivity")))
     assert comparison is not None
-    return comparison, run.table("joint")
+    return comparison, run.table("joint"), run.table("additivity")
 
 
-def losing(joint: pd.DataFrame, model: str, drop: float, low: float, high: float) -> pd.DataFrame:
-    """The plan of 4 bits everywhere loses so much."""
-    changed = joint.copy()
-    rows = (changed["model"] == model) & (changed["plan"] == "uniform-4")
-    changed.loc[rows, ["drop", "drop_low", "drop_high"]] = [drop, low, high]
-    return changed
+Measured = tuple[float, float, float]
+
+
+def joint_of(
+    kls: Mapping[str, Sequence[Measured]], drops: Mapping[str, Sequence[Measured]]
+) -> pd.DataFrame:
+    """Whole plans of both models: at every width, and as recommended."""
+    rows = []
+    for model in NAMES:
+        plans = [*(f"uniform-{bits}" for bits in WIDTHS), "recommended"]
+        for plan, kl, drop in zip(plans, kls[model], drops[model], strict=True):
+            ends = ("", "_low", "_high")
+            row = {"model": model, "plan": plan, "avg_bits": 4.0, "agreement": 90.0}
+            row |= {f"kl{end}": value for end, value in zip(ends, kl, strict=True)}
+            row |= {f"drop{end}": value for end, value in zip(ends, drop, strict=True)}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def near(value: float) -> Measured:
+    """Known to a tenth."""
+    return value, 0.9 * value, 1.1 * value
+
+
+ALIKE = [near(0.01), near(0.1), near(1.0), near(0.05)]
+NOTHING = [(0.0, -1.0, 1.0)] * 4
+
+
+def head(kls: Mapping[str, Sequence[Measured]], tables: Tables, **drops: Sequence[Measured]) -> str:
+    joint = joint_of(kls, {name: drops.get(name, NOTHING) for name in NAMES})
+    (found,) = harder(*NAMES, tables[0], joint, tables[2])
+    return found.headline
+
+
+def test_every_width_is_compared(tables: Tables) -> None:
+    other = [near(0.01), near(0.2), near(0.5), near(0.05)]
+    said = head({"vit": ALIKE, "resnet": other}, tables)
+    assert said == (
+        "vit is harder to quantize than resnet at 3 bits; resnet is harder to quantize than vit at "
+        "4 bits; at 8 bits and with their recommended plans it cannot be told"
+    )
+
+
+def test_nothing_is_called_harder_where_no_interval_tells(tables: Tables) -> None:
+    said = head({"vit": ALIKE, "resnet": ALIKE}, tables)
+    assert said == "Whether vit or resnet is harder to quantize cannot be told with any plan"
+
+
+def test_one_of_many_looks_is_not_enough(tables: Tables) -> None:
+    # alone the interval of the ratio, 1.01 to 1.34, would exclude 1; of four such looks it does not
+    other = [near(0.01), near(0.1), near(1.0), near(0.05 * 1.16)]
+    joint = joint_of({"vit": ALIKE, "resnet": other}, dict.fromkeys(NAMES, NOTHING))
+    (found,) = harder(*NAMES, tables[0], joint, tables[2])
+    assert "times the divergence for resnet" in found.sentence
+    assert "cannot be told with any plan" in found.headline
+
+
+def test_losses_that_say_the_contrary_leave_it_open(tables: Tables) -> None:
+    kls = {"vit": ALIKE, "resnet": [near(0.01), near(0.1), near(1.3), near(0.05)]}
+    lost = {"vit": [*NOTHING[:2], (83, 77, 88), NOTHING[0]]}
+    lost["resnet"] = [*NOTHING[:2], (77, 71, 82), NOTHING[0]]
+    assert "cannot be told with any plan" in head(kls, tables, **lost)
+    assert head(kls, tables, vit=lost["resnet"], resnet=lost["vit"]).startswith(
+        "resnet is harder to quantize than vit at 3 bits"
+    )
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "head"),
+    ("sums", "why"),
     [
-        ((9, 8, 10), (5, 4, 6), "vit is harder to quantize to 4 bits than resnet"),
-        ((5, 4, 6), (9, 8, 10), "resnet is harder to quantize to 4 bits than vit"),
-        ((9, 6, 12), (8, 5, 11), "Whether vit or resnet is harder to quantize to 4 bits cannot"),
+        ((0.05, 0.05), "errors of different modules of resnet reinforce each other more"),
+        ((0.05, 0.1), "single modules of resnet are more sensitive."),
+        ((0.05, 0.07), "single modules of resnet are more sensitive, and their errors reinforce"),
     ],
 )
-def test_the_headline_follows_the_difference(
-    tables: Tables, first: tuple[float, ...], second: tuple[float, ...], head: str
+def test_the_reason_is_sums_or_how_they_add_up(
+    tables: Tables, sums: tuple[float, float], why: str
 ) -> None:
-    comparison, joint = tables
-    joint = losing(losing(joint, "vit", *first), "resnet", *second)
-    (found,) = harder(*NAMES, comparison, joint)
-    assert found.headline.startswith(head)
+    kls = {"vit": ALIKE, "resnet": [near(0.01), near(0.2), near(1.0), near(0.05)]}
+    joint = joint_of(kls, dict.fromkeys(NAMES, NOTHING))
+    added = pd.DataFrame(
+        {"model": model, "plan": "uniform-4", "sum_kl": total, "ratio": whole / total}
+        | {"ratio_low": 0.8 * whole / total, "ratio_high": 1.25 * whole / total}
+        for model, total, whole in zip(NAMES, sums, (0.1, 0.2), strict=True)
+    )
+    (found,) = harder(*NAMES, tables[0], joint, added)
+    assert f"Why, at 4 bits: {why}" in found.sentence
 
 
 def test_it_names_where_most_is_lost(tables: Tables) -> None:
-    comparison, joint = tables
-    (found,) = harder(*NAMES, comparison, joint)
+    comparison, joint, additivity = tables
+    (found,) = harder(*NAMES, comparison, joint, additivity)
     mine = comparison.per_module.query("model == 'resnet'")
     late = 100 * mine.loc[mine["depth"] > 0.5, "kl"].sum() / mine["kl"].sum()
     half, share = ("second", late) if late > 50 else ("first", 100 - late)
-    assert "In resnet, conv modules cause 100 % of the summed divergence" in found.sentence
+    assert (
+        "In resnet at 4 bits, conv modules cause 100 % of the summed divergence" in found.sentence
+    )
     assert f"and the {half} half of the depth {share:.0f} %" in found.sentence
 
 
 def test_nothing_is_said_of_a_plan_that_was_not_measured(tables: Tables) -> None:
-    comparison, joint = tables
-    assert harder(*NAMES, comparison, joint[joint["model"] == "vit"]) == []
+    comparison, joint, additivity = tables
+    assert harder(*NAMES, comparison, joint[joint["model"] == "vit"], additivity) == []

@@ -213,6 +213,10 @@ def test_findings_profiles_and_roles_cover_all_models(document: Document) -> Non
     assert {row[0] for row in document.roles[1:]} == {m.key for m in document.models}
     assert any("attention (MHSA)" in head for head, _ in document.findings)
     assert any(" against " in head for head, _ in document.findings)
+    unknown = [
+        "cannot be told" in head or "not distinguishable" in head for head, _ in document.findings
+    ]
+    assert unknown[1:] == [k >= document.told for k in range(1, len(unknown))]
 
 
 def test_shares_of_divergence_add_up_to_all_of_it(document: Document) -> None:

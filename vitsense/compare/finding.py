@@ -17,3 +17,5 @@ class Finding:
     value: float
     low: float
     high: float
+    told: bool = True
+    """Whether the interval tells; else the headline says that it cannot be told."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from vitsense.compare.finding import Finding
 from vitsense.compare.groups import additivity_finding, group_findings
-from vitsense.compare.harder import harder
+from vitsense.compare.harder import HARDER, harder
 from vitsense.compare.tables import Comparison
-from vitsense.decimals import short
+from vitsense.decimals import short, short_span
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,19 +40,22 @@ def findings(
         additivity: ``additivity.csv``: sums over modules against whole plans.
         families: Model -> ``vit`` or ``convnet``.
         joint: ``joint.csv``: whole plans; None leaves out which model is harder.
+
+    Returns:
+        Which model is harder comes first, then what is told, then what cannot be told.
     """
     found: list[Finding] = []
     names = list(families)
     for other in names[1:]:
         if joint is not None:
-            found += harder(names[0], other, comparison, joint)
+            found += harder(names[0], other, comparison, joint, additivity)
     for model in families:
         found += group_findings(model, groups)
         found += _per_module(model, comparison)
         found += additivity_finding(model, additivity)
     for other in names[1:]:
         found += _pair(names[0], other, comparison)
-    return tuple(found)
+    return tuple(sorted(found, key=lambda f: not (f.told or f.key.endswith(HARDER))))
 
 
 def _per_module(model: str, comparison: Comparison) -> list[Finding]:
@@ -73,13 +76,14 @@ def _per_module(model: str, comparison: Comparison) -> list[Finding]:
                 f"{_comparative(words)} a feed-forward layer"
             ),
             sentence=(
-                f"One module at a time, its divergence is {value:.2f} times that of a feed-forward "
-                f"layer ({low:.2f} to {high:.2f} over resampled modules; {len(attention)} and "
-                f"{len(ffn)} modules)."
+                f"One module at a time, its divergence is {short_span(value, low, high)} times "
+                f"that of a feed-forward layer ({len(attention)} and {len(ffn)} modules, "
+                "resampled)."
             ),
             value=value,
             low=low,
             high=high,
+            told=not low <= 1.0 <= high,
         )
     ]
 
@@ -151,11 +155,10 @@ _PAIRS: tuple[tuple[str, str, str, str, Statistic], ...] = (
         _mean,
     ),
     (
-        "activation_sdam",
+        "activation_sdam_relative",
         "sdam",
         "channels of activations differ {} in magnitude",
-        "the median SDAM of activations (deviation over channels of the mean absolute value, "
-        "in each model's own units)",
+        "the median SDAM of activations over their standard deviation",
         _median,
     ),
     (
@@ -193,12 +196,13 @@ def _pair(first: str, second: str, comparison: Comparison) -> list[Finding]:
                 key=f"{first}-{second}-{key}",
                 headline=f"{first} against {second}: {_pair_words(name, value, low, high)}",
                 sentence=(
-                    f"{where}{words} is {short(left, 3)} against {short(right, 3)}, a ratio of "
-                    f"{value:.2f} ({low:.2f} to {high:.2f} over resampled modules)."
+                    f"{where}{words} is {short(left)} against {short(right)}, "
+                    f"{short_span(value, low, high)} times (modules resampled)."
                 ),
                 value=value,
                 low=low,
                 high=high,
+                told=not low <= 1.0 <= high,
             )
         )
     return found

@@ -90,8 +90,8 @@ def _alone(model: str, form: str, rows: _Rows) -> Finding:
         for name in order
     )
     times = (
-        f" The divergence of {group_label(order[0])} is {value:.2f} times ({low:.2f} to {high:.2f})"
-        f" that of {group_label(order[1])}."
+        f" The divergence of {group_label(order[0])} is {short_span(value, low, high)} times that "
+        f"of {group_label(order[1])}."
         if math.isfinite(high)
         else ""
     )
@@ -103,6 +103,7 @@ def _alone(model: str, form: str, rows: _Rows) -> Finding:
         value=value,
         low=low,
         high=high,
+        told=low > 1,
     )
 
 
@@ -141,6 +142,7 @@ def _spared(model: str, form: str, rows: _Rows, whole: Mapping[str, Any]) -> Fin
         value=gap,
         low=float(first["recovery_kl_low"]) - float(second["recovery_kl_high"]),
         high=float(first["recovery_kl_high"]) - float(second["recovery_kl_low"]),
+        told=certain,
     )
 
 

@@ -1,112 +1,258 @@
-"""Which model is harder to quantize, and where: from plans and modules, with intervals."""
+"""Which model is harder to quantize, at which width, why and where: from plans and modules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vitsense.compare.change import difference, ratio
+from vitsense.compare.change import FALSE_SHARE, Change, adjusted, ratio
 from vitsense.compare.finding import Finding
 from vitsense.compare.groups import group_label
+from vitsense.compare.plan_names import plan_name
 from vitsense.compare.tables import Comparison
-from vitsense.decimals import difference as difference_words
-from vitsense.decimals import number, short_span, span
+from vitsense.decimals import listed, number, short, short_span, span
+from vitsense.formats import NumberFormat
 from vitsense.sensitivity.interval import Interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
+HARDER = "-harder"
+"""How the key of a finding about which model is harder ends."""
 
-def harder(first: str, second: str, comparison: Comparison, joint: pd.DataFrame) -> list[Finding]:
-    """Everything quantized alike: which of two models loses more, and whose classes move more.
+_FROM = 1.2
+"""Times the divergence of the other from which a reason is looked for."""
+
+_MOSTLY = 2 / 3
+"""Share of the (logarithm of the) ratio from which one of two reasons stands alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """Two models with the same kind of plan."""
+
+    plan: str
+    words: str
+    """``4 bits``, or ``their recommended plans``."""
+    rows: tuple[Mapping[str, Any], Mapping[str, Any]]
+    """Of ``joint.csv``, of the first and the second model."""
+    times: Change
+    """Divergence of the second by that of the first."""
+
+
+def harder(
+    first: str, second: str, comparison: Comparison, joint: pd.DataFrame, additivity: pd.DataFrame
+) -> list[Finding]:
+    """Which of two models moves more, with every format everywhere and as recommended, and why.
+
+    A model is called harder with a plan where the ratio of the divergences tells, allowing for as
+    many looks as there are plans (`vitsense.compare.change.adjusted`), and the drops do not say the
+    contrary.
 
     Args:
         first: Key of a model.
         second: Key of another model of the run.
         comparison: Modules of both.
         joint: ``joint.csv``: whole plans.
+        additivity: ``additivity.csv``: sums over modules against whole plans.
     """
-    form = comparison.format
-    plan = f"uniform-{form.label}"
-    rows = {row["model"]: row for row in joint[joint["plan"] == plan].to_dict("records")}
-    if not {first, second} <= set(rows):
+    looks = _looks((first, second), joint)
+    if not looks:
         return []
-    a, b = rows[first], rows[second]
-    kls = [_interval(row, "kl") for row in (a, b)]
-    if min(kl.value for kl in kls) <= 0 or not all(math.isfinite(kl.value) for kl in kls):
-        return []
-    times = ratio(kls[1], kls[0])
-    words = {
-        first: f"{short_span(kls[0].value, kls[0].low, kls[0].high)} nats",
-        second: f"{short_span(kls[1].value, kls[1].low, kls[1].high)} nats",
-    }
-    apart, head = _of_losses(first, second, a, b, form.words)
-    where = f"{_where(first, comparison, kls[0].value)} {_where(second, comparison, kls[1].value)}"
+    levels = adjusted([look.times.p for look in looks])
+    names = [
+        _harder_one((first, second), look) if level <= FALSE_SHARE else ""
+        for look, level in zip(looks, levels, strict=True)
+    ]
+    said = " ".join(
+        _look_words((first, second), look, name) for look, name in zip(looks, names, strict=True)
+    )
+    reason = _reason((first, second), looks, names, additivity)
+    where = f"{_where(first, comparison)}{_where(second, comparison)}"
+    shown = next((k for k in looks if k.plan == _uniform(comparison.format)), looks[0]).times
     return [
         Finding(
-            key=f"{first}-{second}-harder",
-            headline=head,
-            sentence=(
-                f"{apart}divergence {words[first]} for {first} and {words[second]} for {second}, "
-                f"a ratio of {short_span(times.value, times.low, times.high)}. {where}"
-            ),
-            value=times.value,
-            low=times.low,
-            high=times.high,
+            key=f"{first}-{second}{HARDER}",
+            headline=_headline((first, second), looks, names),
+            sentence=f"{said}{reason}{where}",
+            value=shown.value,
+            low=shown.low,
+            high=shown.high,
+            told=any(names),
         )
     ]
+
+
+def _uniform(form: NumberFormat) -> str:
+    return f"uniform-{form.label}"
+
+
+def _looks(models: tuple[str, str], joint: pd.DataFrame) -> list[_Look]:
+    """The plans that both models were measured with, the widest first, the recommended one last."""
+    rows = [
+        {str(row["plan"]): row for row in joint[joint["model"] == model].to_dict("records")}
+        for model in models
+    ]
+    both = [plan for plan in rows[0] if plan in rows[1]]
+    plans = [(plan, _format_words(plan)) for plan in both if plan.startswith("uniform-")]
+    plans += [(plan, "their recommended plans") for plan in both if plan == "recommended"]
+    found = []
+    for plan, words in plans:
+        a, b = rows[0][plan], rows[1][plan]
+        kls = [_interval(row, "kl") for row in (a, b)]
+        if min(kl.value for kl in kls) > 0 and all(math.isfinite(kl.value) for kl in kls):
+            found.append(_Look(plan, words, (a, b), ratio(kls[0], kls[1])))
+    return found
+
+
+def _format_words(plan: str) -> str:
+    return plan_name(plan).removesuffix(" everywhere")
 
 
 def _interval(row: Mapping[str, Any], name: str) -> Interval:
     return Interval(*(float(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
 
 
-def _of_losses(
-    first: str, second: str, a: Mapping[str, Any], b: Mapping[str, Any], words: str
-) -> tuple[str, str]:
-    """The losses of both with their difference, and the headline it allows.
+def _losses(look: _Look) -> tuple[str, list[Interval]]:
+    """What both lose in points: accuracy, or agreement where one of them has no labels."""
+    if all(math.isfinite(float(row["drop"])) for row in look.rows):
+        return "drop", [_interval(row, "drop") for row in look.rows]
+    agreements = [_interval(row, "agreement") for row in look.rows]
+    return "disagreement", [Interval(100 - x.value, 100 - x.high, 100 - x.low) for x in agreements]
 
-    The models see the same images; their losses are taken as independent, which makes the interval
-    rather too wide.
+
+def _harder_one(models: tuple[str, str], look: _Look) -> str:
+    """The model whose classes move more; empty where it loses less and losses can be told at all.
+
+    The models see the same images; their losses are taken as independent, which makes intervals of
+    differences rather too wide.
     """
-    name, what = "drop", "the drop is"
-    if not all(math.isfinite(float(row["drop"])) for row in (a, b)):
-        name, what = "agreement", "agreement is"
-    losses = [_interval(row, name) for row in (a, b)]
-    if name == "agreement":
-        losses = [Interval(100 - x.value, 100 - x.high, 100 - x.low) for x in losses]
-        what = "the loss of agreement is"
-    change = difference(losses[1], losses[0])
-    said = " and ".join(
-        f"{number(x.value)} points ({span(x.low, x.high)}) for {key}"
-        for x, key in zip(losses, (first, second), strict=True)
-    )
-    head = (
-        f"Whether {first} or {second} is harder to quantize to {words} cannot be told by accuracy"
-    )
-    if change.low > 0 or change.high < 0:
-        harder_one, other = (first, second) if change.value > 0 else (second, first)
-        head = f"{harder_one} is harder to quantize to {words} than {other}"
+    losses = _losses(look)[1]
+    more = look.times.value > 1
+    contrary = (losses[1].value - losses[0].value) * (1 if more else -1) < 0
+    return "" if contrary and any(x.low > 0 for x in losses) else models[more]
+
+
+def _headline(models: tuple[str, str], looks: Sequence[_Look], names: Sequence[str]) -> str:
+    """``a is harder to quantize than b at 3 and 2 bits; at 8 and 4 bits it cannot be told``."""
+    parts = []
+    for model, other in (models, models[::-1]):
+        mine = [look for look, name in zip(looks, names, strict=True) if name == model]
+        if mine:
+            parts.append(f"{model} is harder to quantize than {other} {_at(mine)}")
+    unknown = [look for look, name in zip(looks, names, strict=True) if not name]
+    if not parts:
+        return (
+            f"Whether {models[0]} or {models[1]} is harder to quantize cannot be told with any plan"
+        )
+    if unknown:
+        parts.append(f"{_at(unknown)} it cannot be told")
+    return "; ".join(parts)
+
+
+def _at(looks: Sequence[_Look]) -> str:
+    """``at 8, 6 and 4 bits and with their recommended plans``."""
+    uniform = [look.words for look in looks if look.plan != "recommended"]
+    # "8 bits" and "6 bits" share their unit; other formats have names
+    short_ones = [words.removesuffix(" bits") for words in uniform[:-1]]
+    parts = []
+    if uniform:
+        bare = all(words.endswith(" bits") for words in uniform)
+        parts.append(f"at {listed([*(short_ones if bare else uniform[:-1]), uniform[-1]])}")
+    parts += [f"with {look.words}" for look in looks if look.plan == "recommended"]
+    return " and ".join(parts)
+
+
+def _look_words(models: tuple[str, str], look: _Look, name: str) -> str:
+    """One plan: the ratio of the divergences, and what both models lose."""
+    swapped = look.times.value < 1 if not name else name == models[0]
+    pair, rows = (models[::-1], look.rows[::-1]) if swapped else (models, look.rows)
+    kls = [_interval(row, "kl") for row in rows]
+    times = ratio(kls[0], kls[1])
+    what, losses = _losses(look)
+    losses = losses[::-1] if swapped else losses
+    sizes = ""
+    where = f"At {look.words}"
+    if look.plan == "recommended":
+        where = f"With {look.words}"
+        bits = dict.fromkeys(number(row["avg_bits"]) for row in rows[::-1])
+        sizes = f" ({' against '.join(bits)} bits on average)"
+    verdict = f"{pair[1]} is harder" if name else "it cannot be told"
+    lost = " against ".join(f"{number(x.value)} ({span(x.low, x.high)})" for x in losses[::-1])
     return (
-        f"Everything at {words}: {what} {said}, a difference of "
-        f"{difference_words(change.value, change.low, change.high)}; ",
-        head,
+        f"{where}{sizes} {verdict}: {short_span(times.value, times.low, times.high)} times the "
+        f"divergence{'' if name else f' for {pair[1]}'} ({short(kls[1].value)} against "
+        f"{short(kls[0].value)} nats), {what} {lost} points."
     )
 
 
-def _together(total: float, whole: float) -> str:
-    """How errors of single modules add up where all are quantized."""
-    return f" Quantized together, its modules diverge {number(whole / total)} times that sum."
+def _reason(
+    models: tuple[str, str],
+    looks: Sequence[_Look],
+    names: Sequence[str],
+    additivity: pd.DataFrame,
+) -> str:
+    """Whether single modules or the way their errors add up makes one model harder.
+
+    The divergence of the whole is the sum over modules times a factor, so the logarithm of the
+    ratio of two models splits in two; said for the widest format where one is harder by `_FROM`.
+    """
+    told = [
+        (look, name)
+        for look, name in zip(looks, names, strict=True)
+        if name
+        and look.plan != "recommended"
+        and abs(math.log(look.times.value)) >= math.log(_FROM)
+    ]
+    for look, name in told:
+        pair = (name, models[name == models[0]])
+        rows = [
+            additivity[(additivity["model"] == model) & (additivity["plan"] == look.plan)]
+            for model in pair
+        ]
+        if any(part.empty for part in rows):
+            continue
+        (a, b) = (part.iloc[0] for part in rows)
+        if min(a["sum_kl"], b["sum_kl"], a["ratio"], b["ratio"]) > 0:
+            return f" {_reason_words(pair, look.words, a, b)}"
+    return ""
 
 
-def _where(model: str, comparison: Comparison, whole: float) -> str:
+def _reason_words(
+    pair: tuple[str, str], words: str, a: Mapping[str, Any], b: Mapping[str, Any]
+) -> str:
+    sums, together = math.log(a["sum_kl"] / b["sum_kl"]), math.log(a["ratio"] / b["ratio"])
+    part = together / (sums + together)
+    if part >= _MOSTLY:
+        why = f"errors of different modules of {pair[0]} reinforce each other more"
+    elif part <= 1 - _MOSTLY:
+        why = f"single modules of {pair[0]} are more sensitive"
+    else:
+        why = (
+            f"single modules of {pair[0]} are more sensitive, and their errors reinforce each "
+            "other more"
+        )
+    factors = [_interval(row, "ratio") for row in (a, b)]
+    whole = " and ".join(f"{number(x.value)} times ({span(x.low, x.high)})" for x in factors)
+    surely = (
+        "" if factors[0].low > factors[1].high else "; these intervals overlap, so this is likely"
+    )
+    unsure = f"{surely}, not certain" if surely and part > 1 - _MOSTLY else ""
+    return (
+        f"Why, at {words}: {why}. Alone, the modules of {pair[0]} add up to {short(a['sum_kl'])} "
+        f"nats, those of {pair[1]} to {short(b['sum_kl'])}; quantized together they diverge "
+        f"{whole} that sum{unsure}."
+    )
+
+
+def _where(model: str, comparison: Comparison) -> str:
     """The role and the half of the depth that cause most of a model's divergence.
 
     Args:
         model: Its key.
         comparison: Modules of all models.
-        whole: Divergence of the model with all modules quantized, nats.
     """
     part = comparison.per_module
     part = part[part["model"] == model]
@@ -118,7 +264,7 @@ def _where(model: str, comparison: Comparison, whole: float) -> str:
     late = float(kl[part["depth"] > 0.5].sum()) / total
     half = "second" if late > 0.5 else "first"
     return (
-        f"In {model}, {group_label(str(roles.index[0]))} modules cause "
-        f"{100 * float(roles.iloc[0]) / total:.0f} % of the summed divergence, and the {half} half "
-        f"of the depth {100 * max(late, 1 - late):.0f} %.{_together(total, whole)}"
+        f" In {model} at {comparison.format.words}, {group_label(str(roles.index[0]))} modules "
+        f"cause {100 * float(roles.iloc[0]) / total:.0f} % of the summed divergence, and the "
+        f"{half} half of the depth {100 * max(late, 1 - late):.0f} %."
     )

@@ -54,6 +54,10 @@ def compare_models(
     cells = good[good["format"] == form.name][["model", "module", "kl", "drop", "agreement"]]
     merged = modules.merge(cells, on=["model", "module"], how="left")
     merged = merged.merge(_site_columns(statistics, modules), on=["model", "module"], how="left")
+    # without unit, so that it can be compared between models
+    merged["activation_sdam_relative"] = merged["activation_sdam"] / np.sqrt(
+        merged["activation_variance"].where(merged["activation_variance"] > 0)
+    )
     merged["group"] = merged["role"].map(group_of)
     return Comparison(
         format=form, per_module=merged, by_role=_by_role(merged), spread=_spread(merged)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from vitsense.compare import compare_models, findings
 from vitsense.compare.groups import ADDITIVITY, group_label
+from vitsense.compare.harder import HARDER
+from vitsense.decimals import listed
 from vitsense.formats import Family, format_of
 from vitsense.report.chapters import run_chapters
 from vitsense.report.chapters.unfinished import COMPLETE, completing_command, ended_early
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from vitsense.compare import Comparison
+    from vitsense.compare import Comparison, Finding
     from vitsense.runfolder import RunFolder
 
 
@@ -38,10 +40,11 @@ def compose(run: RunFolder) -> Document:
     families = {entry["key"]: entry["family"] for entry in entries}
     models = tuple(compose_model(source, entry) for entry in entries)
     names = " against ".join(entry["key"] for entry in entries)
+    found = _findings(comparison, tables, families) if comparison else ()
     return Document(
         title=f"{names}: sensitivity to quantization",
         question=(
-            f"Which modules of {_listed([entry['key'] for entry in entries])} break when they are "
+            f"Which modules of {listed([entry['key'] for entry in entries])} break when they are "
             "quantized, and how many bits does each need?"
         ),
         warnings=_warnings(record),
@@ -49,7 +52,8 @@ def compose(run: RunFolder) -> Document:
         bits=comparison.format.bits if comparison else 0,
         at=comparison.format.words if comparison else "",
         models=models,
-        findings=_findings(comparison, tables, families) if comparison else (),
+        findings=tuple((f.headline, f.sentence[:1].upper() + f.sentence[1:]) for f in found),
+        told=sum(f.told or f.key.endswith(HARDER) for f in found),
         profiles=_profiles(comparison, families) if comparison else (),
         roles=_roles(comparison) if comparison else (),
         method=(*_method(record), *_completing(source)),
@@ -62,17 +66,9 @@ def compose(run: RunFolder) -> Document:
 
 def _findings(
     comparison: Comparison, tables: Mapping[str, pd.DataFrame], families: Mapping[str, str]
-) -> tuple[tuple[str, str], ...]:
+) -> list[Finding]:
     found = findings(comparison, tables["groups"], tables["additivity"], families, tables["joint"])
-    return tuple(
-        (f.headline, f.sentence[:1].upper() + f.sentence[1:])
-        for f in found
-        if not f.key.endswith(ADDITIVITY)  # a chapter of each model has it
-    )
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return [f for f in found if not f.key.endswith(ADDITIVITY)]  # a chapter of each model has it
 
 
 def _warnings(record: Mapping[str, Any]) -> tuple[str, ...]:

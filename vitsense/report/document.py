@@ -209,7 +209,7 @@ class Document:
     """That format in words: ``4 bits``."""
     models: tuple[ModelReport, ...]
     findings: tuple[tuple[str, str], ...]
-    """What was found, and the numbers behind it."""
+    """What was found, and the numbers behind it; what cannot be told comes last."""
     profiles: tuple[Profile, ...]
     roles: tuple[tuple[str, ...], ...]
     """Rows of the table by role, the first being its head."""
@@ -218,6 +218,8 @@ class Document:
     files: tuple[tuple[str, str], ...]
     words: tuple[tuple[str, str], ...]
     """The report's terms and what they mean."""
+    told: int = 0
+    """Findings that tell something: so many from the first."""
     chapters: tuple[Section, ...] = ()
     """What `vitsense.report.chapters` has to say about the run."""
 
