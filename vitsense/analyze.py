@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vitsense import provenance
+from vitsense.analyze_budget import refuse_impossible_budgets
 from vitsense.analyze_folder import find_folder, folder_of_team, state_of_team
 from vitsense.analyze_model import analyze_model
 from vitsense.analyze_record import (
@@ -117,6 +118,7 @@ def _run(
     source = open_source(settings.data, at_most=settings.images + settings.calibration)
     models = _load_models(settings, device)
     calibration, evaluation = _images(settings, source, models)
+    refuse_impossible_budgets(settings, models, calibration, device)
     record = RunRecord(settings=settings, commands=[command or provenance.command_line()])
     record.processes = team.place.size
     record.models = [describe(model) for model in models]

@@ -106,7 +106,14 @@ def analyze(
     with _team() as team, showing(progress_style, quiet) as progress, _tracebacks_kept(out):
         from vitsense.analyze import run_analysis
 
-        run = run_analysis(settings, out=out, progress=progress, command=_command_line(), team=team)
+        run = run_analysis(
+            settings,
+            out=out,
+            progress=progress,
+            command=_command_line(),
+            team=team,
+            since=session().started - _kept_for_report(settings, no_report),
+        )
         if not team.first:
             return
         if not no_report:
@@ -163,6 +170,16 @@ def _emit_forecast(settings: AnalyzeSettings, *, probe: bool, as_json: bool) -> 
         for option, passes in one.alternatives.items():
             emit(f"    {option}: {passes:g} passes")
     emit("Nothing was measured.")
+
+
+def _kept_for_report(settings: AnalyzeSettings, no_report: bool) -> float:
+    """Seconds of a time budget in which nothing is measured any more."""
+    if settings.budget_time is None or no_report:
+        return 0.0
+    return min(_REPORT_SHARE * settings.budget_time, _REPORT_SECONDS)
+
+
+_REPORT_SHARE, _REPORT_SECONDS = 0.1, 10.0
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,12 +14,16 @@ from vitsense.cli_output import (
     emit_json,
     json_option,
     progress_options,
+    say,
     session,
 )
 from vitsense.decimals import counted
 from vitsense.errors import UserInputError
 from vitsense.progress import ProgressStyle, make_progress
 from vitsense.settings import ModelRequest, WeightSource
+
+if TYPE_CHECKING:
+    from vitsense.data import ImageSource
 
 
 @click.command(
@@ -94,14 +100,27 @@ def distill(
         path = write_bank(model, source, out, settings, chosen, progress)
     finally:
         progress.close()
-    size = record_type(min(top, model.num_classes)).itemsize
+    kept = min(top, model.num_classes)
+    if kept < top and not quiet:
+        say(f"Note: {model.key} has {kept} classes; all of them are kept, not {top}.")
+    size = record_type(kept).itemsize
     if as_json:
         emit_json("complete", {"path": str(path), "images": len(source), "crops": crops})
         return
     emit(f"Labels: {path}")
     stored = f"{counted(len(source), 'image')}, {counted(crops, 'crop')} of each"
     emit(f"  {stored}, {size} bytes a crop, teacher {model.key}")
-    emit(f"\nNext:\n  vitsense qat --plan PLAN --labels {out}")
+    emit(f"\nNext:\n  {_next(out, data, images, source)}")
+
+
+def _next(out: Path, data: str | None, images: int | None, source: ImageSource) -> str:
+    """The command that trains by the bank, on the images that it was made for."""
+    words = ["--labels", str(out)]
+    if data is not None:
+        words += ["--data", data]
+    if images is not None and images == len(source):  # a folder is always read whole
+        words += ["--images", str(images)]
+    return f"vitsense qat --plan PLAN {shlex.join(words)}"
 
 
 def _pair(text: str | None) -> tuple[float, float] | None:

@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ class Session:
     """Where an unexpected error's traceback was written."""
     place: Place = field(default_factory=Place.of_environment)
     """Which of the processes that torchrun started this is."""
+    started: float = field(default_factory=time.monotonic)
+    """From when a time budget counts: loading torch, models and images is in it."""
     joined: bool = False
     """The processes know of each other, and agree on who speaks."""
 
@@ -169,7 +172,11 @@ def summary(run: RunFolder) -> dict[str, Any]:
     record = run.read_run()
     return {
         "out_dir": str(run.path),
-        "artifacts": sorted(path.name for path in run.path.iterdir() if path.is_file()),
+        "artifacts": sorted(
+            path.name
+            for path in run.path.iterdir()
+            if path.is_file() and not path.name.startswith(".")  # a lock, a file being written
+        ),
         "verdict": list(record.get("verdict", ())),
         "warnings": list(record.get("warnings", ())),
         "models": [entry.get("key") for entry in record.get("models", ())],

@@ -14,15 +14,19 @@ from vitsense.cli_output import (
     find_run,
     json_option,
     progress_options,
+    session,
     showing,
 )
+from vitsense.decimals import counted
 from vitsense.errors import UserInputError
 from vitsense.formats import FormatLike, known_formats
+from vitsense.quantities import seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vitsense.plan.plan import Plan
+    from vitsense.plan.predict import DropModel
     from vitsense.progress import Progress
     from vitsense.runfolder import RunFolder
 
@@ -74,13 +78,14 @@ if TYPE_CHECKING:
 @click.option(
     "--refine-images",
     type=click.IntRange(min=1),
-    default=64,
+    show_default="64",
     help="At most so many calibration images (and half of them) to look for exchanges.",
 )
 @click.option(
     "--budget-time",
     metavar="TIME",
-    help="With --refine: end in this time, for example 10m, with the best plan so far.",
+    help="With --refine: end in this time, for example 10m, start-up included, with the best plan "
+    "so far.",
 )
 @click.option("--device", default="auto", help="With --refine: auto, cpu, cuda, cuda:1, ...")
 @click.option(
@@ -103,7 +108,7 @@ def plan(
     profile: Path | None,
     model: str | None,
     refine: int,
-    refine_images: int,
+    refine_images: int | None,
     budget_time: str | None,
     device: str,
     out: Path | None,
@@ -121,6 +126,10 @@ def plan(
     """
     from vitsense.plan.again import plan_again, plan_at
 
+    searching = {"--refine-images": refine_images, "--budget-time": budget_time}
+    idle = [option for option, value in searching.items() if value is not None and not refine]
+    if idle:
+        raise UserInputError(f"{' and '.join(idle)} shape a search: give --refine 3 as well.")
     if (budget is None) == (point is None):
         raise UserInputError("Give either --budget, for example avg-bits=4, or --point.")
     found = find_run(run)
@@ -140,11 +149,10 @@ def plan(
             "profile": profile,
             "out": out,
         }
-        if budget_time is not None and not refine:
-            raise UserInputError("--budget-time bounds a search: give --refine 3 as well.")
+        seconds = None if budget_time is None else seconds_of(budget_time, "--budget-time")
         if refine:
             with showing(progress_style, quiet) as progress:
-                search = Searching(refine, refine_images, budget_time, device, progress)
+                search = Searching(refine, refine_images or _IMAGES, seconds, device, progress)
                 made, path = _improved(found, budget, search, limits)
         else:
             made, path = plan_again(found, budget, **limits)
@@ -154,12 +162,16 @@ def plan(
     _emit_plan(found, made, path, kept=out is None)
 
 
+_IMAGES = 64
+"""Calibration images of a search, unless told otherwise."""
+
+
 class Searching(NamedTuple):
     """Options of a search."""
 
     steps: int
     images: int
-    time: str | None
+    seconds: float | None
     device: str
     progress: Progress
 
@@ -170,16 +182,14 @@ def _improved(
     from vitsense.analyze import pick_device
     from vitsense.analyze_again import plan_improved
     from vitsense.deadline import Deadline
-    from vitsense.quantities import seconds_of
 
-    time = None if search.time is None else seconds_of(search.time, "--budget-time")
     made = plan_improved(
         run,
         budget,
         steps=search.steps,
         images=search.images,
         device=pick_device(search.device),
-        deadline=Deadline.after(time),
+        deadline=Deadline.after(search.seconds, since=session().started),
         progress=search.progress,
         **limits,
     )
@@ -188,10 +198,12 @@ def _improved(
 
 def _emit_plan(found: RunFolder, made: Plan, path: Path, *, kept: bool) -> None:
     from vitsense.plan.again import nothing_wider, previous_path
+    from vitsense.plan.predict import DropModel
 
     cost, predicted = made.cost or {}, made.predicted or {}
-    labelled = {entry["key"]: entry["fp"] is not None for entry in found.read_run()["models"]}
-    loss = "drop" if labelled[made.model["key"]] else "loss of agreement"
+    entries = {entry["key"]: entry for entry in found.read_run()["models"]}
+    entry = entries[made.model["key"]]
+    loss = "drop" if entry["fp"] is not None else "loss of agreement"
     emit(f"{made.model['key']} under {made.budget}:")
     emit(
         f"  {cost['avg_bits']:.2f} bits on average, {cost['size_mb']:.2f} MB, "
@@ -200,10 +212,11 @@ def _emit_plan(found: RunFolder, made: Plan, path: Path, *, kept: bool) -> None:
     emit(
         f"  predicted {loss} {predicted['drop']:.1f} points "
         f"({predicted['low']:.1f} to {predicted['high']:.1f})"
-        + ("; not measured as a whole" if made.measured is None else "")
     )
     if made.measured is not None:
         _emit_measured(made)
+    else:
+        emit(f"  {_unmeasured(made, DropModel(**entry['drop_model']))}")
     if nothing_wider(found, made):
         emit(
             "  the budget is not used up: every module that is not pinned has the widest format "
@@ -215,6 +228,16 @@ def _emit_plan(found: RunFolder, made: Plan, path: Path, *, kept: bool) -> None:
     if kept and previous_path(path).is_file():
         emit(f"  it is the run's plan now; the one before is kept in {previous_path(path).name}")
     emit(f"Plan: {path}")
+
+
+def _unmeasured(made: Plan, curve: DropModel) -> str:
+    """What to make of a prediction, and how to know."""
+    near = curve.near_measured((made.predicted or {})["kl"])
+    doubt = "" if near else "no measured plan is near it, so it may lose far more; "
+    return (
+        f"not measured as a whole: {doubt}--budget {made.budget} --refine 3 improves it as a whole "
+        "and measures it"
+    )
 
 
 def _emit_measured(made: Plan) -> None:
@@ -237,10 +260,11 @@ def _emit_measured(made: Plan) -> None:
         return
     taken = sum(step["start"] == search["start"] and step["taken"] for step in search["steps"])
     start = "the solved plan" if search["start"] == "solved" else search["start"]
+    tried = len(search["steps"])  # one that did not help is tried again, on more images
     emit(
-        f"  searched from {start} in {taken} steps that helped, on calibration images"
+        f"  searched from {start} in {counted(taken, 'step')} that helped, on calibration images"
         if taken
-        else f"  {len(search['steps'])} steps were tried, none was clearly better than {start}"
+        else f"  {counted(tried, 'change')} tried, none clearly better than {start}"
     )
 
 

@@ -180,8 +180,9 @@ _OPTIONS = (
     click.option(
         "--budget-time",
         metavar="TIME",
-        help="End in this time (90s, 10m, 1h) with the best table, plan and report so far; the "
-        "same command without it continues.",
+        help="End in this time (90s, 10m, 1h), start-up and report (a tenth of it, at most 10s) "
+        "included, with the best table, plan and report so far; the same command without it "
+        "continues.",
     ),
     click.option("--batch-size", type=int, help="Images at once. Default: what memory allows."),
     click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, ..."),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from vitsense.analyze import pick_device
+from vitsense.analyze_budget import refuse_impossible_budget
 from vitsense.analyze_model import choose_batch, remembered_bytes
 from vitsense.data import Draw, ImageSet, draw_images, labelled_for, open_source
 from vitsense.discover import find_sites
@@ -65,6 +66,9 @@ def forecast(
         settings: Of the run.
         probe: Time two batches, for an estimate in seconds.
         processes: How many would share the work.
+
+    Raises:
+        UserInputError: the budget is below the smallest plan of a model.
     """
     device = pick_device(settings.device)
     source = open_source(settings.data, at_most=settings.images + settings.calibration)
@@ -96,6 +100,7 @@ def _forecast(
 ) -> Forecast:
     example = calibration.read(model.preprocessing, [0], device)[0]
     catalog = find_sites(model.module, example)
+    refuse_impossible_budget(settings, model.key, model.params, catalog)
     batch = settings.batch or choose_batch(model.module, catalog, example, settings.memory)
     cells = sum(map(len, measurable(catalog, settings.format_names, settings.parts).values()))
     stages = passes_of(settings, catalog, images, batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -181,9 +182,10 @@ def test_a_model_without_gradients_needs_time(
         raise MeasurementError("no gradients")
 
     monkeypatch.setattr("vitsense.analyze_in_time.estimate_fisher", refuse)
-    cut = dataclasses.replace(SETTINGS, budget_time=1e-6)
+    cut = dataclasses.replace(SETTINGS, budget_time=3600.0)
+    an_hour_ago = time.monotonic() - 3600  # the program was slow to start
     with pytest.raises(TooLittleTimeError, match="time budget ended before") as raised:
-        run_analysis(cut, out=tmp_path)
+        run_analysis(cut, out=tmp_path, since=an_hour_ago)
     assert raised.value.exit_code == 2  # the budget is wrong, not the model
     assert set(RunFolder.open(tmp_path).table("sensitivity")["reason"]) == {OUT_OF_TIME}
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ import pandas as pd
 import pytest
 
 from vitsense import cli
+from vitsense.cli_output import Session
+from vitsense.errors import UserInputError
 from vitsense.plan.plan import Plan
 from vitsense.runfolder import RunFolder
 from vitsense.schemas import SCHEMAS
@@ -251,6 +255,48 @@ def test_plan_pins_unpins_and_ties(run: Path, capsys: pytest.CaptureFixture[str]
     assert {len(widths) for widths in blocks.values()} == {1}
 
 
+@pytest.mark.parametrize("apart", [1.5, 2.5])
+def test_a_plan_that_was_not_measured_says_how_to_know(
+    run: Path, capsys: pytest.CaptureFixture[str], apart: float
+) -> None:
+    """Between measured plans whose divergences differ by factors, the curve is a guess."""
+    command = ["plan", str(run), "--budget", "avg-bits=2.6", "--out", "mine.json"]
+    assert cli.run(command) == 0
+    predicted = Plan.load(Path("mine.json")).predicted or {}
+    record = RunFolder(run).read_run()
+    log_kl = math.log(predicted["kl"])
+    knots = [(log_kl - math.log(apart), -3.0), (log_kl + math.log(apart), 0.0)]
+    record["models"][0]["drop_model"]["knots"] = knots
+    RunFolder(run).write_run(record)
+    capsys.readouterr()
+    assert cli.run(command) == 0
+    said = capsys.readouterr().out
+    assert "--budget avg-bits=2.6 --refine 3 improves it as a whole and measures it" in said
+    assert ("no measured plan is near it" in said) == (apart > 2)
+
+
+def test_a_time_budget_counts_from_the_start_of_the_program_and_leaves_some_for_the_report(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def keep(*_: Any, **given: Any) -> None:
+        seen.append(given["since"] if "since" in given else given["deadline"].at - 30)
+        raise UserInputError("enough")
+
+    monkeypatch.setattr("vitsense.analyze.run_analysis", keep)
+    monkeypatch.setattr("vitsense.analyze_again.plan_improved", keep)
+    monkeypatch.setattr(cli, "Session", partial(Session, started=1000.0))
+    cli.run([*_ANALYZE, "--budget-time", "30s"])
+    cli.run([*_ANALYZE, "--budget-time", "1h"])
+    cli.run([*_ANALYZE, "--budget-time", "30s", "--no-report"])
+    cli.run(["plan", str(run), *_SEARCH, "--budget-time", "30s"])
+    assert seen == [997.0, 990.0, 1000.0, 1000.0]
+    assert cli.run(["plan", str(run), *_SEARCH, "--budget-time", "abc"]) == 2
+    assert len(seen) == 4  # before the model is opened
+    capsys.readouterr()
+
+
 def test_plan_writes_elsewhere_on_request(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "plan.json").read_bytes()
     command = ["plan", str(run), "--budget", "max-drop=10", "--out", "mine.json"]
@@ -267,11 +313,14 @@ def test_plan_writes_elsewhere_on_request(run: Path, capsys: pytest.CaptureFixtu
         (["--budget", "bits=4"], "avg-bits=NUMBER"),
         (["--budget", "avg-bits=4", "--model", "resnet50"], "it has glyph_resnet"),
         (["--budget", "avg-bits=4", "--pin", "no.such.module=8"], "no module 'no.such.module'"),
+        (["--budget", "avg-bits=4", "--pin", "layer1.0.conv=8"], "Near names: layer1.0.conv"),
         (["--budget", "avg-bits=4", "--pin", "fc=7"], "measured are 2, 3, 8"),
         (["--budget", "avg-bits=4", "--out", "absent/plan.json"], "cannot be written"),
         (["--budget", "avg-bits=4", "--tie", "heads"], "qkv"),
         (["--point", "0", "--refine", "1"], "or --refine"),
         (["--budget", "avg-bits=4", "--budget-time", "5s"], "give --refine 3 as well"),
+        (["--budget", "avg-bits=4", "--refine-images", "8"], "--refine-images shape a search"),
+        (["--budget", "avg-bits=4", "--refine", "1", "--budget-time", "abc"], "is 'abc': write a"),
         ([], "--budget"),
     ],
 )
@@ -300,6 +349,12 @@ def test_a_plan_that_is_searched_for_later_is_the_one_that_analyze_finds(
     wanted, found = (Plan.load(folder / "plan.json") for folder in (whole, run))
     assert found.formats == wanted.formats
     assert found.measured == wanted.measured
+    search = found.provenance["search"]
+    taken = sum(step["taken"] for step in search["steps"] if step["start"] == search["start"])
+    tried = len(search["steps"])
+    helped = f"in {taken} step{'s' * (taken != 1)} that helped"
+    none = f"{tried} change{'s' * (tried != 1)} tried, none clearly better than"
+    assert (helped if taken else none) in out
     steps = RunFolder(whole).table("refinement")
     assert [step["after"] for step in found.provenance["search"]["steps"]] == list(steps["after"])
     state = (run / "state.jsonl").read_bytes()

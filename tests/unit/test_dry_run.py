@@ -49,6 +49,36 @@ def test_a_dry_run_counts_and_measures_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("budget", "more", "least"),
+    [
+        ("avg-bits=1", (), "avg-bits=2. "),
+        ("avg-bits=4", ("--formats", "mxfp4"), ""),  # the default is no wish
+        ("avg-bits=4.2", ("--formats", "mxfp4"), "avg-bits=4.25"),
+        ("size-mb=0.02", (), "size-mb=0.0"),
+    ],
+)
+def test_a_budget_below_the_smallest_plan_is_refused_before_anything_is_measured(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    budget: str,
+    more: tuple[str, ...],
+    least: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [*_COMMAND, "--budget", budget, "--images", "16", *more]
+    assert cli.run([*command, "--dry-run"]) == (2 if least else 0)
+    if least:
+        said = capsys.readouterr().err
+        assert f"glyph_resnet: The budget {budget} cannot be met" in said
+        assert f"least possible is {least}" in said
+        assert "pin" not in said  # nothing is pinned yet
+        assert cli.run([*command, "--out", "run"]) == 2
+        assert capsys.readouterr().err.endswith(said)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_forecast_is_what_the_run_takes(tmp_path: Path, monkeypatch) -> None:
     """Counted by torch: multiplications of every stage, over those of a plain pass."""
     settings = AnalyzeSettings(

@@ -113,7 +113,7 @@ def test_a_table_of_bits_names_products_too(run: RunFolder) -> None:
     ("tool", "given", "error", "match"),
     [
         ("modelopt", {"quantizers": []}, UserInputError, "no quant_cfg"),
-        ("modelopt", "{", UserInputError, "not valid JSON"),
+        ("modelopt", "{", UserInputError, "take that with --from csv"),
         (
             "modelopt",
             {"quant_cfg": {"*weight_quantizer": {"num_bits": [4, 3]}}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import torch
 from vitsense import cli
 from vitsense.errors import InputMissingError, SchemaVersionError, UserInputError
 from vitsense.models import LoadedModel, load_model
+from vitsense.progress import NoProgress
 from vitsense.qat import bank_file
 from vitsense.qat.bank_file import record_type
 from vitsense.qat.crops import CropPolicy
 from vitsense.qat.distill import DistillSettings, distill, drawn_crops
 from vitsense.qat.label_bank import LabelBank, dense_targets
 from vitsense.qat.training_images import CropReader, collection_digest, training_source
+from vitsense.qat.uniform import uniform_plan
 from vitsense.settings import ModelRequest
 
 _CPU = torch.device("cpu")
@@ -195,3 +198,50 @@ def test_the_command_writes_a_bank_and_says_what_it_holds(
     assert LabelBank.open(out).header.crops == 2
     assert cli.run([*command, "--out", str(out), "--shard", "3/2"]) == 2
     assert "--shard is 3/2" in capsys.readouterr().err
+
+
+def _stopped_when_accepted(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> int:
+    """Start a training that ends where everything was checked and the first grids are made."""
+
+    def enough(*_: Any, **__: Any) -> None:
+        raise UserInputError("accepted")
+
+    monkeypatch.setattr("vitsense.qat.train.prepare_qat", enough)
+    return cli.run([*words[1:], "--sensitivity-images", "0", "--eval-images", "36"])
+
+
+def test_the_command_that_follows_a_bank_is_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uniform_plan(load_model(ModelRequest(name="glyph_resnet"), _CPU), 4).save(Path("plan.json"))
+    command = ["distill", "--teacher", "zoo/glyph_resnet", "--images", "128", "--crops", "1"]
+    assert cli.run([*command, "--top", "99", "--out", "a bank"]) == 0
+    out, err = capsys.readouterr()
+    assert "glyph_resnet has 36 classes; all of them are kept, not 99" in err
+    words = shlex.split(out.splitlines()[-1].replace("PLAN", "plan.json"))
+    assert words[:2] == ["vitsense", "qat"]
+    more = ["--model", "zoo/glyph_resnet", "--out", "new"]
+    assert _stopped_when_accepted(monkeypatch, [*words, *more]) == 2
+    assert capsys.readouterr().err == "Error: accepted\n"
+    without = words[: words.index("--images")]
+    assert _stopped_when_accepted(monkeypatch, [*without, *more]) == 2
+    assert "vitsense distill --images 3600, or give --images 128." in capsys.readouterr().err
+
+
+def test_a_bank_that_goes_on_says_so(teacher: LoadedModel, made: Path, tmp_path: Path) -> None:
+    class Heard(NoProgress):
+        notes: list[str] = []  # noqa: RUF012  one test
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    heard, out = Heard(), tmp_path / "labels.bank"
+    source = training_source(None, _IMAGES)
+    distill(teacher, source, out, _SETTINGS, _CPU, heard)
+    assert heard.notes == []
+    file = bank_file.open_file(out, writable=True)
+    file.index["image"][4:] = 0
+    distill(teacher, source, out, _SETTINGS, _CPU, heard)
+    assert heard.notes == [f"Continuing {out}: 4 of 6 images have labels."]
+    assert out.read_bytes() == made.read_bytes()

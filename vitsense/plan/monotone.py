@@ -1,4 +1,10 @@
-"""Values brought into order with the least change."""
+"""Values brought into order with the least change.
+
+`scipy.optimize.isotonic_regression` does the same, and the tests compare both. It is not used here
+because reports plan too (every point of the front becomes a plan to download) and load no scipy
+otherwise: importing ``scipy.optimize`` after numpy and pandas takes 0.46 to 0.51 s (four imports on
+one of two shared cores, scipy 1.17, Python 3.11), of a report of 7.1 s there.
+"""
 
 from __future__ import annotations
 

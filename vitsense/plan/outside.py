@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vitsense.errors import InputMissingError, SiteMismatchError, UserInputError
 from vitsense.formats import ALLOWED_BITS
 from vitsense.plan.cost import cost_of
-from vitsense.plan.plan import ModulePlan, Plan
+from vitsense.plan.plan import ModulePlan, Plan, near_names
 from vitsense.settings import Part
 
 if TYPE_CHECKING:
@@ -110,7 +110,10 @@ def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise UserInputError(f"{file} is not valid JSON ({error}).") from error
+        raise UserInputError(
+            f"{file} is not valid JSON ({error}): write it again with the tool that made it, or "
+            "make a table with the columns module and bits and take that with --from csv."
+        ) from error
 
 
 def _modelopt(file: Path, names: list[str]) -> dict[str, Widths]:
@@ -192,8 +195,8 @@ def _csv(file: Path, names: list[str]) -> dict[str, Widths]:
             name, text = str(row["module"]).strip(), str(row["bits"]).strip()
             if name not in names:
                 raise SiteMismatchError(
-                    f"{file}, line {number}: the model has no module {name!r}; modules.csv of the "
-                    "run lists them."
+                    f"{file}, line {number}: the model has no module {name!r}."
+                    + (near_names(name, names) or " modules.csv of the run lists them.")
                 )
             if not text.isdecimal():
                 raise UserInputError(f"{file}, line {number}: bits is {text!r}, no whole number.")

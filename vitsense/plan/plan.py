@@ -20,6 +20,12 @@ FLOAT = "float"
 """Format of a module's weight or activation that stays in full precision; set from Python."""
 
 
+def near_names(unknown: str, names: Sequence[str]) -> str:
+    """A sentence that lists the names nearest to one that is not among them, or nothing."""
+    near = get_close_matches(unknown, list(names), n=3, cutoff=0.4)
+    return f" Near names: {', '.join(near)}." if near else ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModulePlan:
     """What one module gets."""
@@ -126,11 +132,10 @@ class Plan:
         """
         unknown = [module.name for module in self.modules if module.name not in names]
         if unknown:
-            near = get_close_matches(unknown[0], list(names), n=3, cutoff=0.4)
-            hint = f" Near names: {', '.join(near)}." if near else ""
             raise SiteMismatchError(
                 f"The plan names {len(unknown)} modules that {model} does not have, first "
-                f"{unknown[0]!r}: it belongs to another model.{hint}"
+                f"{unknown[0]!r}: it belongs to another model."
+                f"{near_names(unknown[0], names)}"
             )
         theirs = self.model.get("weights_digest")
         if theirs and weights_digest and theirs != weights_digest:

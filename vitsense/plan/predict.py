@@ -24,6 +24,7 @@ _LEAST_SCATTER = 0.2  # nobody's curve is known better than within 20 %
 _UNKNOWN_SCATTER = 1.0  # with too few informative points: a factor of 7 either way
 _FEW_PLANS_SCATTER = 0.5  # too few plans to see how far one lies from its neighbours
 _ENOUGH = 2
+_NEAR = math.log(2.0)  # between plans that are further apart, the curve may bend as it likes
 _NARROW = 0.1  # points this close in log divergence say nothing about the slope
 _MEANS = ("kl", "drop", "drop_low", "drop_high", "agreement", "agreement_low", "agreement_high")
 
@@ -86,6 +87,10 @@ class DropModel:
         joint = through(self.knots, math.log(kl))
         rate = math.exp(self.log_c + sigmas * spread + self.exponent * joint)
         return self.ceiling * -math.expm1(-rate / self.ceiling)
+
+    def near_measured(self, kl: float) -> bool:
+        """Whether a plan was measured whose modules' divergences have about this sum."""
+        return any(abs(math.log(max(kl, 1e-12)) - k) <= _NEAR for k, _ in self.knots)
 
     def kl_at(self, drop: float) -> float:
         """The summed divergence at which the predicted drop is ``drop`` (infinite if never)."""

@@ -14,6 +14,7 @@ from vitsense.plan.budget import Budget, BudgetKind
 from vitsense.plan.cost import FLOAT_BITS, Cost, cost_of, operation_bits, shape_of, weight_bits
 from vitsense.plan.latency import LatencyProfile
 from vitsense.plan.monotone import falling
+from vitsense.plan.plan import near_names
 from vitsense.plan.predict import DropModel, Prediction
 from vitsense.plan.quiet import quiet_stdout
 from vitsense.schemas import RATED
@@ -123,7 +124,8 @@ def make_problem(
     )
     for name in [*chosen, *(n for group in ties for n in group)]:
         if name not in divergence:
-            raise SiteMismatchError(f"The model has no module {name!r} to pin or tie.")
+            near = near_names(name, names) or " modules.csv of the run lists them."
+            raise SiteMismatchError(f"The model has no module {name!r} to pin or tie.{near}")
     for name, width in chosen.items():
         if width not in divergence[name]:
             allowed = ", ".join(format_of(w).label for w in divergence[name])
@@ -242,10 +244,11 @@ def _infeasible(table: _Table, budget: Budget, model: DropModel) -> str:
         BudgetKind.BITOPS_G: narrow.cost.bitops_g,
         BudgetKind.MAX_DROP: wide.prediction.drop,
     }[budget.kind]
+    pins = bool(table.problem.pins)
     return (
-        f"The budget {budget.text} cannot be met with the measured widths and the pinned modules; "
-        f"the least possible is {budget.kind.value}={least:.4g}. Raise it, unpin modules, or "
-        "measure narrower widths."
+        f"The budget {budget.text} cannot be met with the measured widths"
+        f"{' and the pinned modules' * pins}; the least possible is {budget.kind.value}={least:.4g}"
+        f". Raise it,{' unpin modules,' * pins} or measure narrower widths."
     )
 
 

@@ -47,8 +47,23 @@ class LabelBank:
                 )
         return cls(files)
 
-    def check(self, *, data_digest: str, images: int, classes: int, where: str) -> None:
+    def check(
+        self,
+        *,
+        data_digest: str,
+        images: int,
+        classes: int,
+        where: str,
+        remedy: str = "make one for these with vitsense distill",
+    ) -> None:
         """Refuse a bank that does not belong to the images or the model.
+
+        Args:
+            data_digest: Of the training images.
+            images: How many they are.
+            classes: Of the model.
+            where: What the images are called.
+            remedy: What makes bank and images fit.
 
         Raises:
             UserInputError: naming both sides.
@@ -59,7 +74,7 @@ class LabelBank:
             raise UserInputError(
                 f"The label bank {name} was made for another data set ({header.total} images, "
                 f"digest {header.data_digest}) than {where} ({images} images, digest "
-                f"{data_digest}); make one with vitsense distill --data {where}."
+                f"{data_digest}): {remedy}."
             )
         if header.classes != classes:
             raise UserInputError(

@@ -112,7 +112,7 @@ def open_training_set(
     policy = resolved_policy(recipe.crop_scale, recipe.flip, source.kind)
     bank = None
     if request.labels is not None:
-        bank = _bank(request, model, digest, len(source))
+        bank = _bank(request, model, digest, source)
         policy = bank.header.policy
     return TrainingSet(
         evaluation=evaluation,
@@ -177,12 +177,17 @@ def _unfit(source: ImageSource, model: LoadedModel) -> str:
     )
 
 
-def _bank(request: QatRequest, model: LoadedModel, digest: str, images: int) -> LabelBank:
+def _bank(request: QatRequest, model: LoadedModel, digest: str, source: ImageSource) -> LabelBank:
     assert request.labels is not None
     recipe = request.recipe
     bank = LabelBank.open(request.labels)
-    where = request.data or GENERATED
-    bank.check(data_digest=digest, images=images, classes=model.num_classes, where=where)
+    bank.check(
+        data_digest=digest,
+        images=len(source),
+        classes=model.num_classes,
+        where=source.spec,
+        remedy=_fitting(bank, source),
+    )
     stored = bank.header.policy
     asked = CropPolicy(
         scale=stored.scale if recipe.crop_scale is None else recipe.crop_scale,
@@ -197,6 +202,17 @@ def _bank(request: QatRequest, model: LoadedModel, digest: str, images: int) -> 
             f"{recipe.crops}: use crops={bank.header.crops}, or make a larger bank."
         )
     return bank
+
+
+def _fitting(bank: LabelBank, source: ImageSource) -> str:
+    """What makes other images and a bank fit."""
+    total = bank.header.total
+    if source.kind != GENERATED:
+        return f"make one with vitsense distill --data {source.spec}"
+    again = f"make one with vitsense distill --images {len(source)}"
+    if collection_digest(training_source(None, total)) == bank.header.data_digest:
+        return f"{again}, or give --images {total}"
+    return f"{again}, or give --data and --images as they were given to vitsense distill"
 
 
 def _teacher(request: QatRequest, model: LoadedModel, device: torch.device) -> LoadedModel | None:
