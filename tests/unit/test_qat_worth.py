@@ -57,6 +57,8 @@ def test_which_images_are_right_adds_up_to_the_outcome() -> None:
     images = open_training_set(request(resnet_plan()), model, CPU, 1).evaluation
     worse = nn.Sequential(model.module, nn.Linear(36, 36))
 
+    images.numbers = images.numbers[:20]
+
     def answers(labelled: bool) -> Answers:
         shown = images if labelled else images.without_labels()
         seen = Evaluation(images=shown, preprocessing=model.preprocessing, device=CPU, batch=16)
@@ -67,7 +69,7 @@ def test_which_images_are_right_adds_up_to_the_outcome() -> None:
     outcome = known.outcome
     assert int(known.right.sum()) == outcome.fp_correct - outcome.lost + outcome.gained
     assert int(unknown.right.sum()) == unknown.outcome.agree  # without labels: as full precision
-    assert len(known.right) == 36
+    assert len(known.right) == 20
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,7 @@ def test_which_images_are_right_adds_up_to_the_outcome() -> None:
     [
         ((33.19, 29.8, 36.53), {}, "gained", "Training gained 33.19 points (29.80 to 36.53)"),
         ((0.14, -0.5, 0.78), {}, "same", "can be told from zero: +0.14 points (−0.50"),
+        ((0.14, -0.5, 0.78), {}, "same", "There were 5.00 points (3.00 to 7.00) to gain. Train"),
         ((-0.14, -0.8, 0.5), {"drop": (0.6, -0.3, 1.5)}, "same", "nothing to gain"),
         ((-1.25, -2.2, -0.3), {}, "worse", "made the plan worse, by 1.25 points (0.30 to 2.20)"),
         ((-1.25, -2.2, -0.3), {}, "worse", "lower --lr than 0.0002"),
@@ -88,6 +91,16 @@ def test_the_verdict_follows_the_interval(
     found = worth_of(_record(last, **more))
     assert found["kind"] == kind
     assert words in f"{found['text']} {found['advice']}"
+
+
+def test_where_accuracy_tells_nothing_the_divergence_is_said() -> None:
+    record = _record((0.14, -0.5, 0.78))
+    record["ptq"] |= {"kl": 0.061, "kl_low": 0.052, "kl_high": 0.073}
+    record["last"] |= {"kl": 0.0334, "kl_low": 0.028, "kl_high": 0.0402}
+    wanted = "went from 0.061 (0.052 to 0.073) to 0.033 (0.028 to 0.040) nats"
+    assert wanted in worth_of(record)["text"]
+    record["last"]["kl"] = None  # logits that are not finite
+    assert "went from" not in worth_of(record)["text"]
 
 
 def test_without_labels_the_gain_is_of_agreement() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from vitsense.decimals import difference, number
+from vitsense.decimals import difference, number, short_span
 from vitsense.sensitivity.interval import Interval
 
 Row = Mapping[str, Any]
@@ -49,9 +49,22 @@ def worth_of(record: Row) -> dict[str, str]:
     sign = "+" if gain.value > 0 else ""
     text = (
         f"Training made no difference that can be told from zero: {sign}{_points(gain)}{what}, "
-        "against the plan without training."
+        f"against the plan without training.{_nearer(record)}"
     )
     return {"kind": Worth.SAME.value, "text": text, "advice": _if_same(record)}
+
+
+def _nearer(record: Row) -> str:
+    """The divergences from full precision, which tell more than the count of right answers."""
+    before, after = (
+        short_span(*(row[f"kl{end}"] for end in ("", "_low", "_high")))
+        if row.get("kl") is not None
+        else ""
+        for row in (record["ptq"], record["last"])
+    )
+    if not before or not after:
+        return ""
+    return f" The divergence from full precision went from {before} to {after} nats."
 
 
 def _if_worse(record: Row) -> str:
@@ -72,7 +85,12 @@ def _if_same(record: Row) -> str:
     loss = _loss(record["ptq"])
     if loss is not None and loss.contains_zero:
         return "At these widths there was nothing to gain; use the plan without training."
-    return "Train longer (--epochs), on more images or at another --lr, or use more bits."
+    known = "" if loss is None else f"There were {_points(loss)} to gain. "
+    return (
+        f"{known}Train longer (--epochs), on more images, or with another --lr than "
+        f"{record['recipe']['lr']:g} (few bits take a higher one); more evaluation images "
+        "(--eval-images) tell smaller gains."
+    )
 
 
 def decline(since_best: Interval | None, record: Row) -> str:
