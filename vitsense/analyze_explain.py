@@ -191,10 +191,12 @@ def _compared(before: Outcome | None, after: Outcome | None) -> dict[str, Any]:
     for when, outcome in (("before", before), ("after", after)):
         row = {} if outcome is None or not outcome.finite else outcome.row()
         for column in ("kl", "drop"):
-            found[f"{column}_{when}"] = row.get(column)
-            if when == "after":
-                found[f"{column}_after_low"] = row.get(f"{column}_low")
-                found[f"{column}_after_high"] = row.get(f"{column}_high")
+            for end in ("", "_low", "_high"):
+                found[f"{column}_{when}{end}"] = row.get(f"{column}{end}")
+        if when == "before":
+            found["n_before"] = row.get("n")
+            for end in ("", "_low", "_high"):
+                found[f"agreement_before{end}"] = row.get(f"agreement{end}")
     return found
 
 

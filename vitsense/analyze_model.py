@@ -21,6 +21,7 @@ from vitsense.analyze_refine import RefineStage, refined
 from vitsense.analyze_statistics import Calibrating, calibrate
 from vitsense.analyze_sweep import Sweep
 from vitsense.analyze_tables import ModelTables, framed, modules_frame, site_arrays
+from vitsense.compare.best_known import best_known
 from vitsense.data import ImageSet
 from vitsense.deadline import Deadline
 from vitsense.discover import find_sites
@@ -40,6 +41,9 @@ from vitsense.sites import SiteCatalog
 from vitsense.statistics.collect import SiteStatistics
 from vitsense.team import ALONE, Team
 from vitsense.verdict import best_predictor, verdict
+
+_CELLS = ("sensitivity", "modules", "groups", "causes")
+"""The tables that know single modules."""
 
 LARGEST_BATCH, LARGEST_SMALL_BATCH = 32, 128
 """Images per micro-batch, where memory would allow more; and of models of little work."""
@@ -215,7 +219,7 @@ def _tables(
         },
         plan=finished_plan(model, sweep.settings, planned, sweep.catalog),
         verdict=[
-            *verdict(key, fp, frames["sensitivity"], planned.joint),
+            *verdict(key, fp, best_known(*map(frames.__getitem__, _CELLS)), planned.joint),
             *filter(None, [best_predictor(key, frames["predictors"])]),
         ],
         warnings=[f"{key}: {note}" for note in notes if note],

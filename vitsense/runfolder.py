@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -18,7 +19,7 @@ from zipfile import BadZipFile
 
 from vitsense.errors import InputMissingError, SchemaVersionError, UserInputError
 from vitsense.provenance import without_option
-from vitsense.schemas import SCHEMAS
+from vitsense.schemas import OPTIONAL, SCHEMAS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,6 +150,9 @@ class RunFolder:
                 keep_default_na=False,
                 na_values={key: [""] for key in columns if key not in text},
             )
+            for key in OPTIONAL.get(name, ()):
+                if key not in frame.columns:
+                    frame[key] = math.nan
             missing = [key for key in columns if key not in frame.columns]
             if not missing:
                 return frame[list(columns)].astype(dict(columns))

@@ -46,6 +46,20 @@ _PREDICTED = {
     "predicted_high": "float64",
 }
 
+_BEFORE = (
+    "n_before",
+    "kl_before_low",
+    "kl_before_high",
+    "drop_before_low",
+    "drop_before_high",
+    "agreement_before",
+    "agreement_before_low",
+    "agreement_before_high",
+)
+
+OPTIONAL = {"causes": _BEFORE}
+"""Columns that tables of runs from before they were written lack; they are read as unknown."""
+
 RATED = ("measured", "estimated")
 """Statuses of rows of ``sensitivity.csv`` that have a divergence."""
 
@@ -179,6 +193,7 @@ SCHEMAS: dict[str, dict[str, str]] = {
         "drop_after": "float64",
         "drop_after_low": "float64",
         "drop_after_high": "float64",
+        **dict.fromkeys(_BEFORE, "float64"),
     },
     "joint": {"model": "str", "plan": "str", **_PREDICTED, **_OUTCOME},
     "refinement": {

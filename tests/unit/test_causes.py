@@ -170,6 +170,8 @@ def test_a_run_tells_causes_and_predictors_and_the_report_shows_them(swin: RunFo
     for row in tried.to_dict("records"):
         assert row["kl_before"] == pytest.approx(cells.loc[row["module"], "kl"], rel=1e-9)
         assert row["kl_after_low"] <= row["kl_after"] <= row["kl_after_high"]
+        assert row["kl_before_low"] <= row["kl_before"] <= row["kl_before_high"]
+        assert row["n_before"] == 16
         assert row["drop_after_low"] <= row["drop_after"] <= row["drop_after_high"]
     best = swin.table("predictors").query("scope == 'all' and target == 'kl'")
     assert best.set_index("statistic").loc["fisher_kl", "spearman"] > 0.7

@@ -133,3 +133,6 @@ def test_a_ranking_by_estimates_says_what_was_measured() -> None:
     (line,) = measured_worst(found, causes.iloc[:0])
     assert line.startswith("The ranking rests on estimates: modules that follow closely")
     assert measured_worst(cells("measured", m0=0.1), causes) == []
+    known = pd.concat([cells("measured", m0=0.2), cells("estimated", m1=0.3)])
+    (line,) = measured_worst(known, causes)
+    assert line.startswith("The ranking rests on estimates but for m0, measured on all images")

@@ -150,8 +150,8 @@ MODE_WORDS = {
     "adaptive": "adaptive: rounds of images, those first that the model is least sure of; a module "
     "at a width stops when the images it has not seen could change its loss by no more than the "
     "tolerance, or when its share of the images is used up; intervals allow for the repeated "
-    "looking. Groups, remedies and whole plans are measured on all images: where a group of one "
-    "module differs from its cell, the group is known better",
+    "looking. Groups, remedies and whole plans are measured on all images; a module that is a "
+    "group of its own, or had remedies tried, shows and is ranked by that measurement",
     "fast": "fast: the divergence of single modules is estimated from gradients (Fisher "
     "information of the class probabilities), one forward and one backward pass; their drop is "
     "not measured; whole plans are. Images are drawn by how unsure the model is of them; below 4 "

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vitsense.compare.best_known import better_formats
 from vitsense.compare.groups import role_label
 from vitsense.compare.plan_names import plan_name
+from vitsense.decimals import listed
 from vitsense.formats import NumberFormat, format_of
 from vitsense.plan.plan import Plan
 from vitsense.report.chapters import model_chapters
@@ -51,6 +53,7 @@ WORST = 12
 
 LEVELS = 20
 _MANY = 1000  # images from which a hundredth of a point is a tenth of an image
+_ESTIMATING = ("fast", "hessian")  # modes whose cells hold estimates
 _LEAST_KL, _MOST_KL = 1e-4, 3.0  # ends of the colour scale, nats
 
 
@@ -65,10 +68,12 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
     planned_bits = {m.name: m.bits for m in planned if format_of(m.format).is_integer}
     sensitivity = _shown(mine["sensitivity"])
     forms = sorted(map(format_of, sorted(set(sensitivity["format"]))), key=_wide_first)
+    better = better_formats(run.table("sensitivity"), mine["sensitivity"])
     joint = mine["joint"]
     labelled = source.labelled(key)
     front, writer = front_of(source, entry)
     rows = _rows(mine["modules"], sensitivity, plan, forms, sheets(source, key, planned_bits))
+    rows = [replace(row, reason=row.reason + _since(row, better)) for row in rows]
     measured = [cell for row in rows for cell in row.cells if cell.nats]
     by_divergence = bool(measured) and all(cell.noise for cell in measured)
     return ModelReport(
@@ -193,6 +198,14 @@ def _rows(
     return rows
 
 
+def _since(row: ModuleRow, better: Mapping[str, Sequence[str]]) -> str:
+    """That a plan was chosen by other numbers than those that the cells show."""
+    known = [words for words in better.get(row.name, ()) if words in row.reason]
+    if not known:
+        return ""
+    return f"; chosen before {listed(known)} were measured on all images"
+
+
 def _with_divergence(row: ModuleRow) -> ModuleRow:
     """The row with divergences in its cells, where single losses say nothing."""
     return replace(row, cells=tuple(_by_divergence(cell) for cell in row.cells))
@@ -231,13 +244,14 @@ def _cell(form: NumberFormat, row: Mapping[str, Any] | None) -> HeatCell:
     return HeatCell(
         bits=form.bits,
         label=form.label,
-        text=number(value),
+        # beside estimates, which have a divergence only, the loss of one cell would be misread
+        text=short(kl) if row["mode"] in _ESTIMATING else number(value),
         detail=f"{number(value, digits)} ({span(low, high, digits)})"
-        + (f", {int(row['n'])} images" if row["mode"] == "adaptive" else ""),
+        + (f", {int(row['n'])} images" if row["mode"] != "exact" else ""),
         nats=_nats(row),
         sort=float(f"{kl:.3g}"),
         level=heat_level(kl),
-        noise=noise,
+        noise=noise and row["mode"] not in _ESTIMATING,
     )
 
 

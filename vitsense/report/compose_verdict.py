@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitsense.compare.plan_names import plan_name
+from vitsense.decimals import listed
 from vitsense.formats import format_of
 from vitsense.report.document import Card, Status
 from vitsense.report.formatters import (
@@ -175,6 +176,13 @@ def measured_worst(sensitivity: pd.DataFrame, causes: pd.DataFrame) -> list[str]
     worst = worst_modules(sensitivity)
     if worst is None or not (sensitivity["status"] == "estimated").any():
         return []
+    rated = sensitivity[sensitivity["format"] == worst[2].name].set_index("module")["status"]
+    sure = [shortened(name) for name in worst[0] if rated[name] == "measured"]
+    if sure:
+        return [
+            f"The ranking rests on estimates but for {listed(sure)}, measured on all images: "
+            "others that follow closely may change places."
+        ]
     before = causes.dropna(subset=["kl_before"]).drop_duplicates("module").set_index("module")
     said = [
         f"{shortened(name)} {short(float(before.loc[name, 'kl_before']))}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vitsense.compare.best_known import best_known
 from vitsense.errors import InputMissingError
 from vitsense.runfolder import RunFolder
 from vitsense.schemas import SCHEMAS
@@ -48,11 +49,17 @@ class Source:
     def table(self, name: str, model: str | None = None) -> pd.DataFrame:
         """A table of the run, or one model's rows of it.
 
+        Of ``sensitivity`` the cells are those of `vitsense.compare.best_known`.
+
         Raises:
             UserInputError: the file is damaged.
         """
         if name not in self._tables:
-            self._tables[name] = self.run.table(name)
+            found = self.run.table(name)
+            if name == "sensitivity":
+                others = map(self.table, ("modules", "groups", "causes"))
+                found = best_known(found, *others)
+            self._tables[name] = found
         frame = self._tables[name]
         return frame if model is None else frame[frame["model"] == model]
 

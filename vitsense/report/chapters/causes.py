@@ -81,10 +81,9 @@ def _tried(rows: pd.DataFrame, words: str) -> Table:
             reading=(
                 "Each remedy was applied to the one tensor named, everything else of the module "
                 "stayed as it was, and the same images were measured again; intervals are 95 %. "
-                "Before is the module as it is, on all images like its remedies; modes adaptive "
-                "and fast rate it above from fewer. It helps, or is worse, where the divergence "
-                "before is outside the interval after. A reason whose remedy does not help is no "
-                "more than a suspicion."
+                "Before is the module as it is, on all images like its remedies. It helps, or is "
+                "worse, where the divergence before is outside the interval after. A reason whose "
+                "remedy does not help is no more than a suspicion."
             ),
             code=True,
             across=(1, 2),
