@@ -60,6 +60,7 @@ def cli() -> None:
       vitsense analyze --model swin_t --compare resnet50 --data imagenet/val
       vitsense report                                    report.html and report.pdf
       vitsense plan --budget avg-bits=5                  another budget, nothing measured again
+      vitsense qat --plan vitsense-runs/RUN/plan.json    train what the plan quantizes
       vitsense export --format onnx                      integers that run elsewhere
     """
 

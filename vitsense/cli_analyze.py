@@ -227,14 +227,22 @@ def _emit_run(run: RunFolder, *, as_json: bool, shows_commands: bool = False) ->
     for title, name in (("Run folder", ""), *_PRODUCTS):
         if (run.path / name).exists():
             emit(f"{title}: {run.path / name}")
+    record = run.read_run()
+    for entry in record["models"][1:]:
+        if run.plan_path(entry["key"]).exists():
+            emit(f"Plan of {entry['key']}: {run.plan_path(entry['key'])}")
     folder = shlex.quote(str(run.path))
     again = f"vitsense plan {folder} --budget avg-bits=5"
+    train = f"vitsense qat --plan {shlex.quote(str(run.plan_path()))}"
     if not shows_commands:
-        emit(f"\nNext:\n  {again}\n  vitsense report {folder}")
+        images = "" if record["settings"].get("data") is None else " --data TRAINING_IMAGES"
+        emit(f"\nNext:\n  {again}\n  {train}{images}\n  vitsense report {folder}")
         return
     emit("\nWhat the demo ran:")
-    for command in run.read_run()["commands"]:
+    for command in record["commands"]:
         emit(f"  {shlex.join(command)}")
+    emit("\nTrain the quantized Swin in about a minute, and see it in the report:")
+    emit(f"  {train}\n  vitsense report {folder}")
     emit("\nThe same on your own model and images, and another budget:")
     emit(f"  vitsense analyze --model NAME --checkpoint FILE --data FOLDER\n  {again}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,14 @@ from vitsense.cli_output import (
     progress_options,
     say,
 )
-from vitsense.errors import UserInputError
+from vitsense.errors import InputMissingError, UserInputError
 from vitsense.progress import NO_PROGRESS, Progress, ProgressStyle, make_progress
+from vitsense.trainings import FOLDER, TrainingFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vitsense.export.fixed import FixedModel
     from vitsense.export.source import ExportSource
 
 TOOLS = ("torchao", "modelopt", "onnxruntime", "aimet")
@@ -112,9 +117,11 @@ def export(
     try:
         if form == "onnx":
             from vitsense.export.onnx_graph import need_onnx
+            from vitsense.export.onnx_types import check_opset
 
             need_onnx()  # before minutes of calibration
-        found = _source(source, model, plan, data, options["fallback"], progress)
+            check_opset(options["opset"])
+        found = _source(source, model, plan, data, (form, options), progress)
         entry = _exported(found, form, out, options, progress)
     finally:
         progress.close()
@@ -129,7 +136,7 @@ def _source(
     model: str | None,
     plan: Path | None,
     data: str | None,
-    fallback: bool,
+    target: tuple[str, dict[str, Any]],
     progress: Progress,
 ) -> ExportSource:
     from vitsense.export.source import source_of_file, source_of_run
@@ -140,10 +147,45 @@ def _source(
         if model is not None:
             raise UserInputError("A training is of one model: leave --model out.")
         return source_of_training(*training, plan=plan, data=data, progress=progress)
+    if text is not None:
+        _refuse_unknown_training(Path(text))
     if text is not None and Path(text).is_file():
         return source_of_file(Path(text), model=model, data=data)
     run = find_run(text)
-    return source_of_run(run, model=model, plan=plan, fallback=fallback, progress=progress)
+    return source_of_run(
+        run,
+        model=model,
+        plan=plan,
+        fallback=target[1]["fallback"],
+        trial=_trial(*target),
+        progress=progress,
+    )
+
+
+def _refuse_unknown_training(path: Path) -> None:
+    """``RUN/qat/NAME`` without a training in it: those that are there are named."""
+    run = path.parent.parent
+    inside = path.parent.name == FOLDER and (run / "run.json").is_file()
+    if inside and not path.is_file():
+        names = ", ".join(one.name for one in TrainingFolder.all_in(run)) or "none yet"
+        raise InputMissingError(
+            f"{path} holds no training; those of the run are: {names}. vitsense qat makes one."
+        )
+
+
+def _trial(form: str, options: dict[str, Any]) -> Callable[[FixedModel], object] | None:
+    """What refuses a plan that a format cannot hold, before minutes of calibration."""
+    if form == "onnx":
+        from vitsense.export.onnx_types import Prefer, stored_types
+
+        opset, prefer = options["opset"], Prefer(options["prefer"])
+        wider = options["fallback"]
+        return lambda fixed: stored_types(fixed, opset, fallback=wider, prefer=prefer)
+    if form in ("torchao", "modelopt", "aimet") and not options["fallback"]:
+        from vitsense.export.configs import refuse_config
+
+        return partial(refuse_config, form)
+    return None
 
 
 def _exported(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vitsense.errors import UserInputError
+from vitsense.errors import SeveralWrongError, UserInputError, refuse_all
 from vitsense.formats import format_of
 from vitsense.plan.budget import Budget
 from vitsense.plan.latency import LatencyProfile
@@ -28,10 +29,11 @@ from vitsense.settings import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vitsense.cli_output import AnyCommand
 
+_T = TypeVar("_T")
 _WEIGHTS = click.Choice([WeightSource.HUB.value, WeightSource.RANDOM.value])
 _RANGES = click.Choice([choice.value for choice in RangeChoice])
 _GRANULES = click.Choice([granule.value for granule in Granule])
@@ -227,47 +229,72 @@ def settings_from(
     """Settings from the text of the options.
 
     Raises:
-        UserInputError: a value is not allowed, or options contradict each other.
+        UserInputError: values are not allowed, or options contradict each other; all is said.
     """
+    wrong: list[str] = []
+
+    def read(make: Callable[[], _T], instead: _T) -> _T:
+        """What the text means; where it means nothing, that is said with all else that is wrong."""
+        try:
+            return make()
+        except UserInputError as error:
+            wrong.extend(error.sentences if isinstance(error, SeveralWrongError) else [str(error)])
+            return instead
+
     for option, given in (
         ("--compare-checkpoint", compare_checkpoint),
         ("--compare-weights", compare_weights),
     ):
         if len(given) > len(compare):
-            raise UserInputError(
+            wrong.append(
                 f"{option} is given {len(given)} times for {len(compare)} --compare models; "
                 "give it once for each, in their order."
             )
     if bits is not None and formats is not None:
-        raise UserInputError(
+        wrong.append(
             "--bits and --formats are given: name the integers among the formats, as int8,int4."
         )
-    return AnalyzeSettings(
-        model=_request(model, checkpoint, weights),
-        compares=tuple(
-            _request(name, None if file == "-" else file, source)
-            for name, file, source in zip_longest(compare, compare_checkpoint, compare_weights)
+    named = zip(compare, *map(_padded, (compare_checkpoint, compare_weights)), strict=False)
+    values: dict[str, Any] = {
+        "model": read(lambda: _request(model, checkpoint, weights), ModelRequest(name=model)),
+        "compares": tuple(
+            read(
+                partial(_request, name, None if file == "-" else file, source),
+                ModelRequest(name=name),
+            )
+            for name, file, source in named
         ),
-        bits=_DEFAULT.bits if bits is None else _widths(bits),
-        formats=() if formats is None else _formats(formats),
-        parts=_parts(parts),
-        by=None if by is None else _groupings(by),
-        directions=tuple(Direction) if direction == "both" else (Direction(direction),),
-        group_formats=() if group_formats is None else _formats(group_formats),
-        mode=SweepMode(mode),
-        profile=_readable(profile),
-        budget=Budget.parse(budget).text,  # a wrong one must not be found after measuring
-        quant=QuantSettings(
+        "bits": read(lambda: _DEFAULT.bits if bits is None else _widths(bits), _DEFAULT.bits),
+        "formats": read(lambda: () if formats is None else _formats(formats), _DEFAULT.formats),
+        "parts": read(lambda: _parts(parts), _DEFAULT.parts),
+        "by": read(lambda: None if by is None else _groupings(by), None),
+        "directions": tuple(Direction) if direction == "both" else (Direction(direction),),
+        "group_formats": read(
+            lambda: () if group_formats is None else _formats(group_formats), _DEFAULT.formats
+        ),
+        "mode": SweepMode(mode),
+        "profile": read(lambda: _readable(profile), profile),
+        # a wrong one must not be found after measuring
+        "budget": read(lambda: Budget.parse(budget).text, _DEFAULT.budget),
+        "quant": QuantSettings(
             weight_granularity=Granule(weight_granularity),
             weight_range=RangeChoice(weight_range),
             activation_range=RangeChoice(activation_range),
             attention_probs=ProbsGrid(attention_probs),
         ),
-        batch=batch_size,
-        memory=bytes_of(memory, "--memory"),
-        budget_time=None if budget_time is None else seconds_of(budget_time, "--budget-time"),
-        **plain,
-    )
+        "batch": batch_size,
+        "memory": read(lambda: bytes_of(memory, "--memory"), _DEFAULT.memory),
+        "budget_time": read(
+            lambda: None if budget_time is None else seconds_of(budget_time, "--budget-time"), None
+        ),
+    }
+    settings = read(lambda: AnalyzeSettings(**values, **plain), _DEFAULT)
+    refuse_all(wrong)
+    return settings
+
+
+def _padded(given: Sequence[str]) -> Iterator[str | None]:
+    return chain(given, repeat(None))
 
 
 def _readable(profile: Path | None) -> Path | None:

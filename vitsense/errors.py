@@ -9,7 +9,8 @@
     │   ├── SchemaVersionError    2  a file written by a newer version
     │   ├── SiteMismatchError     2  a plan or result that belongs to another model
     │   ├── StaleResultError      2  a run folder made with other settings, weights or data
-    │   └── InUseError            2  another process writes into the same folder
+    │   ├── InUseError            2  another process writes into the same folder
+    │   └── SeveralWrongError     2  several arguments are wrong; all of them are said
     ├── InputMissingError         3  weights, data, a run or a plan cannot be found or reached
     ├── MeasurementError          4  a model could not be measured (not finite, not deterministic)
     └── ProcessLostError        130  another process of the run died; the same command continues
@@ -20,6 +21,8 @@ Exit code 0 is success, 130 an interruption (Ctrl-C or SIGTERM).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class VitsenseError(Exception):
@@ -80,3 +83,28 @@ class ProcessLostError(VitsenseError):
 
 class AlreadySaidError(ProcessLostError):
     """Another of the processes ended and has told the person why; this one ends in silence."""
+
+
+class SeveralWrongError(UserInputError):
+    """Several things are wrong at once."""
+
+    def __init__(self, message: str, sentences: Sequence[str]) -> None:
+        super().__init__(message)
+        self.sentences = tuple(sentences)
+        """One about each."""
+
+
+def refuse_all(wrong: Sequence[str]) -> None:
+    """Refuse everything that is wrong at once, so that nobody mends one thing after the other.
+
+    Args:
+        wrong: A sentence about each; none: nothing is refused.
+
+    Raises:
+        UserInputError: there is one at least.
+    """
+    if len(wrong) == 1:
+        raise UserInputError(wrong[0])
+    if wrong:
+        lines = "".join(f"\n  {sentence}" for sentence in wrong)
+        raise SeveralWrongError(f"{len(wrong)} things are wrong:{lines}", wrong)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vitsense.errors import UserInputError
+from vitsense.errors import UserInputError, refuse_all
 from vitsense.formats import ALLOWED_BITS, format_of
 
 HESSIAN_PROBES = 32
@@ -175,22 +176,29 @@ class AnalyzeSettings:
         """Check every value.
 
         Raises:
-            UserInputError: one of them is out of range.
+            UserInputError: some are out of range; all of them are said.
         """
+        refuse_all([*self._wrong_widths(), *self._wrong_numbers(), *self._wrong_stopping()])
+
+    def _wrong_widths(self) -> Iterator[str]:
         wrong = [b for b in self.bits if b not in ALLOWED_BITS]
         if wrong or not self.bits:
             allowed = ", ".join(map(str, ALLOWED_BITS))
             seen = ", ".join(map(str, wrong)) or "nothing"
-            raise UserInputError(f"--bits has {seen}: use some of {allowed}, for example 8,6,4.")
+            yield f"--bits has {seen}: use some of {allowed}, for example 8,6,4."
         if len(set(self.bits)) != len(self.bits):
-            raise UserInputError(f"--bits names a width twice: {self.bits}.")
+            yield f"--bits names a width twice: {self.bits}."
         names = [format_of(name).name for name in self.formats]
         if len(set(names)) != len(names):
-            raise UserInputError(f"--formats names a format twice: {', '.join(names)}.")
+            yield f"--formats names a format twice: {', '.join(names)}."
         for name in self.group_formats:
             format_of(name)
         if not self.directions:
-            raise UserInputError("--direction is empty: use one-at-a-time, leave-one-out or both.")
+            yield "--direction is empty: use one-at-a-time, leave-one-out or both."
+        if not self.parts:
+            yield "--parts is empty: use both, weights or activations."
+
+    def _wrong_numbers(self) -> Iterator[str]:
         for name, value, least in (
             ("--images", self.images, 1),
             ("--calibration", self.calibration, 1),
@@ -202,24 +210,21 @@ class AnalyzeSettings:
             ("--hessian-probes", 2 if self.hessian_probes is None else self.hessian_probes, 2),
         ):
             if value < least:
-                raise UserInputError(f"{name} is {value}: it must be at least {least}.")
-        self._check_stopping()
+                yield f"{name} is {value}: it must be at least {least}."
         if self.budget.startswith("latency-ms") and self.profile is None:
-            raise UserInputError(
+            yield (
                 f"--budget is {self.budget}: latency needs a profile of the device; measure one "
                 "with vitsense profile and name it with --profile FILE."
             )
-        if not self.parts:
-            raise UserInputError("--parts is empty: use both, weights or activations.")
 
-    def _check_stopping(self) -> None:
+    def _wrong_stopping(self) -> Iterator[str]:
         if not 0 < self.tolerance <= 100:
-            raise UserInputError(
+            yield (
                 f"--tolerance is {self.tolerance}: it is in percentage points, above 0 and up to "
                 "100, for example 0.5."
             )
         if not 0.5 <= self.confidence < 1:
-            raise UserInputError(
+            yield (
                 f"--confidence is {self.confidence}: it must be at least 0.5 and below 1, for "
                 "example 0.95."
             )

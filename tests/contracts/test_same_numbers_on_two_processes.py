@@ -171,4 +171,8 @@ def test_a_training_on_two_processes_has_the_losses_of_one(two, tmp_path: Path) 
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     tops = [f.read_record()["last"]["top1"] for f in (first, second)]
     assert tops[0] == pytest.approx(tops[1], abs=3)
-    assert first.read_record()["ptq"]["n"] == second.read_record()["ptq"]["n"] == 36
+    for record in (first.read_record(), second.read_record()):
+        untrained, last = record["ptq"], record["last"]
+        assert untrained["n"] == 36
+        assert untrained["drop"] == first.read_record()["ptq"]["drop"]
+        assert last["gain"] == pytest.approx(untrained["drop"] - last["drop"])

@@ -453,3 +453,14 @@ def test_a_reader_of_help_that_went_away_is_no_error(
     assert cli.run(arguments) == 0
     with contextlib.suppress(BrokenPipeError):
         stream.close()
+
+
+def test_everything_that_is_wrong_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    command = "analyze --model zoo/glyph_swin --bits 8,x --images 0 --budget bits=3 --tolerance 0"
+    assert cli.run(command.split()) == 2
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first == "Error: 4 things are wrong:"
+    for line, begin in zip(rest, ("--bits", "'bits=3'", "--images", "--tolerance"), strict=True):
+        assert line.startswith(f"  {begin} is ")
+    assert cli.run(["analyze", "--model", "zoo/glyph_swin", "--images", "0"]) == 2
+    assert capsys.readouterr().err == "Error: --images is 0: it must be at least 1.\n"

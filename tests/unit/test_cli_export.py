@@ -142,8 +142,27 @@ def test_an_operator_set_that_cannot_hold_the_plan_is_refused(
 ) -> None:
     pytest.importorskip("onnxscript")
     assert cli.run(["export", str(run), "--format", "onnx", *options]) == 2
-    assert match in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert match in said
+    assert "calibrating" not in said
     assert not (run / "export.json").exists()
+
+
+def test_a_plan_of_another_model_and_a_training_that_is_not_there_are_refused_at_once(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Plan.load(run / "plan.json").to_json()
+    plan["modules"][3]["name"] = "fd"
+    Path("other.json").write_text(json.dumps(plan))
+    command = ["export", str(run), "--format", "safetensors", "--plan", "other.json"]
+    assert cli.run(command) == 2
+    said = capsys.readouterr().err
+    assert "names 1 modules that glyph_resnet does not have, first 'fd'" in said
+    assert "calibrating" not in said
+    (run / "qat" / "mine").mkdir(parents=True)
+    (run / "qat" / "mine" / "qat.json").write_text("{}")
+    assert cli.run(["export", str(run / "qat" / "nope"), "--format", "onnx"]) == 3
+    assert "nope holds no training; those of the run are: mine." in capsys.readouterr().err
 
 
 def test_without_the_extra_the_hint_comes_before_any_work(
@@ -167,6 +186,8 @@ def test_a_configuration_is_written_and_losses_must_be_wanted(
     assert len(made["quant_cfg"]) == 1 + 2 * len(entry["layers"])
     assert entry["changes"] == []
     assert cli.run(["export", str(run), "--format", "torchao"]) == 2
-    assert "torchao cannot express" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "torchao cannot express" in said
+    assert "calibrating" not in said
     assert cli.run(["export", str(run), "--format", "torchao", "--fallback"]) == 0
     assert "does not quantize convolutions" in capsys.readouterr().out

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from qat_jobs import CPU, resnet_plan
 
-from vitsense import cli
+from vitsense import cli, cli_qat
 from vitsense.models import load_model
 from vitsense.plan.plan import Plan
 from vitsense.qat.uniform import uniform_plan
@@ -80,6 +80,10 @@ def test_a_training_that_made_it_worse_says_so_and_may_fail(
     assert record["warnings"][0].startswith(record["worth"]["text"])
     assert record["last"]["gain_high"] < 0
     assert not record["calibration"]["as_analyzed"]  # the run holds no digest of its images
+    cli_qat._emit(record, TrainingFolder(plan.parent / "qat" / "demo"), None, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    for key in ("status", "ptq", "last", "worth", "analysis", "warnings", "notes"):
+        assert told[key] == record[key]
     assert _qat(plan, "--ablate", "--fail-if-worse") == 2
     assert "one training" in capsys.readouterr().err
 

@@ -273,6 +273,39 @@ def test_a_plan_that_was_not_measured_says_how_to_know(
     assert ("no measured plan is near it" in said) == (apart > 2)
 
 
+def _stop_when_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings end where everything was checked and the first grids are made."""
+
+    def enough(*_: Any, **__: Any) -> None:
+        raise UserInputError("accepted")
+
+    monkeypatch.setattr("vitsense.qat.train.prepare_qat", enough)
+
+
+@pytest.mark.parametrize("command", [["demo"], [*_ANALYZE, "--no-report"]])
+def test_the_training_that_is_proposed_next_is_accepted_as_printed(
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+) -> None:
+    found = RunFolder(run)
+    record = found.read_run()
+    found.write_run(record | {"models": [*record["models"], {"key": "second"}]})
+    found.plan_path("second").write_text("{}")
+    monkeypatch.setattr("vitsense.demo.run_demo", lambda **_: (found, []))
+    monkeypatch.setattr("vitsense.analyze.run_analysis", lambda *_, **__: found)
+    assert cli.run(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"Plan of second: {run / 'plan-second.json'}" in lines
+    (training,) = [shlex.split(line) for line in lines if line.startswith("  vitsense qat ")]
+    assert f"  vitsense report {run}" in lines
+    found.write_run(record)
+    _stop_when_accepted(monkeypatch)
+    assert cli.run(training[1:]) == 2
+    assert capsys.readouterr().err == "Error: accepted\n"
+
+
 def test_a_time_budget_counts_from_the_start_of_the_program_and_leaves_some_for_the_report(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,15 @@ def export_config(
     return entry
 
 
+def refuse_config(tool: str, fixed: FixedModel) -> None:
+    """Refuse what ``tool`` cannot express, whatever the ranges are (not for ``onnxruntime``).
+
+    Raises:
+        UserInputError: the tool cannot express something.
+    """
+    TOOLS[tool](fixed)[1].refuse_changes(tool, fallback=False)
+
+
 def modelopt_config(fixed: FixedModel) -> Made:
     """The ``quant_cfg`` of NVIDIA ModelOpt 0.40 and later: a list, of which later rows win.
 

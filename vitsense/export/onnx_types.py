@@ -80,12 +80,7 @@ def stored_types(
         UserInputError: the operator set is not supported, or cannot hold a site's format and
             ``fallback`` is off.
     """
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        age = "too old" if opset < OLDEST_OPSET else "newer than vitsense and onnxruntime support"
-        raise UserInputError(
-            f"The operator set {opset} is {age}; use {OLDEST_OPSET} to {NEWEST_OPSET} "
-            f"(default {DEFAULT_OPSET}; 2-bit types need {_SINCE[2]})."
-        )
+    check_opset(opset)
     fast = prefer is Prefer.SPEED
     since = _FAST if fast else _SINCE
     weights = {k: _stored(k, w.grid.format, opset, since) for k, w in fixed.weights.items()}
@@ -93,6 +88,20 @@ def stored_types(
     found = weights | ranges
     _refuse(found, weights.keys(), opset, fallback=fallback or fast)
     return found
+
+
+def check_opset(opset: int) -> None:
+    """Refuse an operator set that files are not written in.
+
+    Raises:
+        UserInputError: it is too old or too new.
+    """
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        age = "too old" if opset < OLDEST_OPSET else "newer than vitsense and onnxruntime support"
+        raise UserInputError(
+            f"The operator set {opset} is {age}; use {OLDEST_OPSET} to {NEWEST_OPSET} "
+            f"(default {DEFAULT_OPSET}; 2-bit types need {_SINCE[2]})."
+        )
 
 
 def held_bits(form: Format, opset: int, prefer: Prefer) -> int:

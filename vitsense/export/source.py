@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def source_of_run(
     model: str | None = None,
     plan: Path | None = None,
     fallback: bool = False,
+    trial: Callable[[FixedModel], object] | None = None,
     progress: Progress = NO_PROGRESS,
 ) -> ExportSource:
     """Load a model of a run again, calibrate it as the run did, and fix its grids.
@@ -77,6 +78,8 @@ def source_of_run(
         model: Its key; None is the first.
         plan: A plan file; None is the run's own.
         fallback: Leave sites in float whose format has no integer codes.
+        trial: Refuses what cannot be exported; called on grids of a single image, because which
+            formats a plan has does not depend on the images, and calibration takes minutes.
         progress: Told of what takes long.
 
     Raises:
@@ -89,10 +92,13 @@ def source_of_run(
     chosen = Plan.load(plan or run.plan_path(None if found.number == 0 else key))
     size = found.settings["batch"] or found.entry.get("batch") or _BATCH
     calibration = found.calibration
+    example = next(calibration.batches(loaded.preprocessing, 1, _CPU))[0]
+    catalog = find_sites(loaded.module, example)
+    check_plan_of(chosen, loaded.digest, catalog, key)
+    if trial is not None:
+        trial(fix_model(loaded.module, catalog, chosen, [example], found.quant, fallback=fallback))
     progress.note(f"{key}: calibrating on {len(calibration)} images")
     batches = [images for images, _ in calibration.batches(loaded.preprocessing, size, _CPU)]
-    catalog = find_sites(loaded.module, batches[0][:1])
-    check_plan_of(chosen, loaded.digest, catalog, key)
     fixed = fix_model(loaded.module, catalog, chosen, batches, found.quant, fallback=fallback)
     return ExportSource(
         key=key,
