@@ -33,7 +33,7 @@ from vitsense.data import (
     open_source,
 )
 from vitsense.deadline import Deadline
-from vitsense.errors import UserInputError
+from vitsense.errors import TooLittleTimeError, UserInputError
 from vitsense.in_use import sole_writer
 from vitsense.model_names import resolve_name
 from vitsense.models import LoadedModel, load_model
@@ -182,8 +182,10 @@ def _status_kept(run: RunFolder, record: RunRecord, deadline: Deadline) -> Itera
     """Write how the run ended, whatever ended it; one that a deadline cut can be continued."""
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         record.status = "interrupted"
+        if isinstance(error, TooLittleTimeError):  # its tables are of this model alone
+            record.rows = {}
         _write_run(run, record)
         raise
     record.status = "interrupted" if deadline.came else "complete"

@@ -241,8 +241,10 @@ def _emit_run(run: RunFolder, *, as_json: bool, shows_commands: bool = False) ->
     emit("\nWhat the demo ran:")
     for command in record["commands"]:
         emit(f"  {shlex.join(command)}")
-    emit("\nTrain the quantized Swin in about a minute, and see it in the report:")
-    emit(f"  {train}\n  vitsense report {folder}")
+    narrow = shlex.quote(str(run.path / "plan-2.5.json"))
+    emit("\nTrain the Swin where it pays, at 2.5 bits (a minute or two), and see it in the report:")
+    emit(f"  vitsense plan {folder} --budget avg-bits=2.5 --out {narrow}")
+    emit(f"  vitsense qat --plan {narrow} --lr 1e-3\n  vitsense report {folder}")
     emit("\nThe same on your own model and images, and another budget:")
     emit(f"  vitsense analyze --model NAME --checkpoint FILE --data FOLDER\n  {again}")
 

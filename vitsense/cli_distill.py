@@ -14,7 +14,6 @@ from vitsense.cli_output import (
     emit_json,
     json_option,
     progress_options,
-    say,
     session,
 )
 from vitsense.decimals import counted
@@ -96,13 +95,13 @@ def distill(
     model = load_model(ModelRequest(name=teacher, checkpoint=checkpoint, weights=source_of), chosen)
     progress = make_progress(ProgressStyle.NONE if quiet else ProgressStyle(progress_style))
     session().resumable = True
+    kept = min(top, model.num_classes)
+    if kept < top:
+        progress.note(f"{model.key} has {kept} classes; all of them are kept, not {top}.")
     try:
         path = write_bank(model, source, out, settings, chosen, progress)
     finally:
         progress.close()
-    kept = min(top, model.num_classes)
-    if kept < top and not quiet:
-        say(f"Note: {model.key} has {kept} classes; all of them are kept, not {top}.")
     size = record_type(kept).itemsize
     if as_json:
         emit_json("complete", {"path": str(path), "images": len(source), "crops": crops})

@@ -21,6 +21,7 @@ import pytest
 from vitsense import cli
 from vitsense.cli_output import Session
 from vitsense.errors import UserInputError
+from vitsense.in_use import sole_writer
 from vitsense.plan.plan import Plan
 from vitsense.runfolder import RunFolder
 from vitsense.schemas import SCHEMAS
@@ -110,12 +111,13 @@ def test_the_same_command_measures_nothing_again_and_changes_no_table(
 ) -> None:
     names = ("sensitivity.csv", "statistics.csv", "joint.csv", "pareto.csv", "state.jsonl")
     before = {name: (run / name).read_bytes() for name in names}
-    assert cli.run([*_ANALYZE, "--no-report", "--out", str(run), "-q"]) == 0
+    (run / "sensitivity.csv").write_bytes(before["sensitivity.csv"][:1000])  # and mends what is cut
+    assert cli.run([*_ANALYZE, "--no-report", "--out", str(run)]) == 0
     assert {name: (run / name).read_bytes() for name in names} == before
-    capsys.readouterr()
+    assert f"{run} is complete: what it measured is used again." in capsys.readouterr().err
 
 
-def test_a_table_that_was_cut_is_named_and_the_command_that_mends_it_does(
+def test_a_table_that_was_cut_is_named_with_the_command_that_mends_it(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A cut in the middle of a line, at the end of one, a table that is gone."""
@@ -138,11 +140,6 @@ def test_a_table_that_was_cut_is_named_and_the_command_that_mends_it_does(
             f"measures nothing twice: vitsense {shlex.join(command[:-3])} -q --out {run}\n"
         )
         path.write_bytes(before[name])
-    assert cli.run(["plan", str(run), "--budget", "avg-bits=4"]) == 0
-    (run / "sensitivity.csv").write_bytes(whole[:1000])
-    assert cli.run(command[:-1]) == 0
-    assert {name: (run / name).read_bytes() for name in before} == before
-    assert "is complete: what it measured is used again" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -253,6 +250,17 @@ def test_plan_pins_unpins_and_ties(run: Path, capsys: pytest.CaptureFixture[str]
     assert {len(widths) for widths in blocks.values()} == {1}
 
 
+def test_a_run_that_another_command_writes_can_be_read_and_not_searched(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sole_writer(run):
+        assert cli.run(["report", str(run), "--format", "md", "--json"]) == 0
+        assert not any(name.startswith(".") for name in _json(capsys)["artifacts"])
+        assert cli.run(["plan", str(run), "--budget", "avg-bits=5", "--out", "five.json"]) == 0
+        assert cli.run(["plan", str(run), *_SEARCH]) == 2
+        assert "in use by process" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("apart", [1.5, 2.5])
 def test_a_plan_that_was_not_measured_says_how_to_know(
     run: Path, capsys: pytest.CaptureFixture[str], apart: float
@@ -298,11 +306,17 @@ def test_the_training_that_is_proposed_next_is_accepted_as_printed(
     assert cli.run(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert f"Plan of second: {run / 'plan-second.json'}" in lines
-    (training,) = [shlex.split(line) for line in lines if line.startswith("  vitsense qat ")]
-    assert f"  vitsense report {run}" in lines
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("  vitsense ")]
+    (training,) = [words for words in commands if words[0] == "qat"]
+    plan = training[training.index("--plan") + 1]
+    assert ["report", str(run)] in commands
     found.write_run(record)
+    for words in commands:  # the plan that is trained is made by the command above it
+        if words[0] == "plan" and plan in words:
+            assert cli.run(words) == 0
+    capsys.readouterr()
     _stop_when_accepted(monkeypatch)
-    assert cli.run(training[1:]) == 2
+    assert cli.run(training) == 2
     assert capsys.readouterr().err == "Error: accepted\n"
 
 

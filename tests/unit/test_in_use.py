@@ -98,10 +98,10 @@ def test_a_start_that_is_refused_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    qat = ["qat", "--bits", "4", "--model", "zoo/glyph_resnet"]
+    qat = ["qat", "--bits", "4", "--model", "zoo/glyph_resnet", "--eval-images", "36"]
     assert cli.run([*qat, "--out", "q/zero", "--images", "0"]) == 2
     assert cli.run([*qat, "--out", "q/bank", "--labels", "none.bank"]) == 3
-    assert cli.run([*qat, "--out", "q/new", "--images", "128", "--resume"]) == 3
+    assert cli.run([*qat, "--out", "q/new", "--images", "8", "--batch-size", "8", "--resume"]) == 3
     assert cli.run(["analyze", "--model", "zoo/glyph_swin", "--data", "none", "--out", "a"]) == 3
     assert list(tmp_path.iterdir()) == []
     capsys.readouterr()

@@ -215,18 +215,18 @@ def test_the_command_that_follows_a_bank_is_accepted(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     uniform_plan(load_model(ModelRequest(name="glyph_resnet"), _CPU), 4).save(Path("plan.json"))
-    command = ["distill", "--teacher", "zoo/glyph_resnet", "--images", "128", "--crops", "1"]
+    command = ["distill", "--teacher", "zoo/glyph_resnet", "--images", "8", "--crops", "1"]
     assert cli.run([*command, "--top", "99", "--out", "a bank"]) == 0
     out, err = capsys.readouterr()
     assert "glyph_resnet has 36 classes; all of them are kept, not 99" in err
     words = shlex.split(out.splitlines()[-1].replace("PLAN", "plan.json"))
     assert words[:2] == ["vitsense", "qat"]
-    more = ["--model", "zoo/glyph_resnet", "--out", "new"]
+    more = ["--model", "zoo/glyph_resnet", "--out", "new", "--batch-size", "8"]
     assert _stopped_when_accepted(monkeypatch, [*words, *more]) == 2
     assert capsys.readouterr().err == "Error: accepted\n"
     without = words[: words.index("--images")]
     assert _stopped_when_accepted(monkeypatch, [*without, *more]) == 2
-    assert "vitsense distill --images 3600, or give --images 128." in capsys.readouterr().err
+    assert "vitsense distill --images 3600, or give --images 8." in capsys.readouterr().err
 
 
 def test_a_bank_that_goes_on_says_so(teacher: LoadedModel, made: Path, tmp_path: Path) -> None:
