@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import gc
 import random
 import socket
 import sys
@@ -20,11 +21,22 @@ import hypothesis
 import numpy as np
 import pytest
 
+# what is imported and collected stays to the end: looking through it again and again, for what
+# nobody needs any more, would take a tenth of the time of all tests
+gc.disable()
+
 # an example that takes long on a busy machine is no defect
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected, of what tests make."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,10 +14,10 @@ from vitsense.runfolder import RunFolder
 from vitsense.settings import AnalyzeSettings, ModelRequest
 
 SETTINGS = AnalyzeSettings(
-    model=ModelRequest(name="glyph_resnet"),
-    images=12,
+    model=ModelRequest(name="small_models:glyph_net"),
+    images=24,
     calibration=4,
-    bits=(4,),
+    bits=(8, 4, 2),
     batch=12,
     by=(),
     refine=1,
