@@ -78,7 +78,7 @@ def test_which_images_are_right_adds_up_to_the_outcome() -> None:
         ((33.19, 29.8, 36.53), {}, "gained", "Training gained 33.19 points (29.80 to 36.53)"),
         ((0.14, -0.5, 0.78), {}, "same", "can be told from zero: +0.14 points (−0.50"),
         ((0.14, -0.5, 0.78), {}, "same", "There were 5.00 points (3.00 to 7.00) to gain. Train"),
-        ((-0.14, -0.8, 0.5), {"drop": (0.6, -0.3, 1.5)}, "same", "nothing to gain"),
+        ((-0.14, -0.8, 0.5), {"drop": (0.6, -0.3, 1.5)}, "same", "hardly anything to gain"),
         ((-1.25, -2.2, -0.3), {}, "worse", "made the plan worse, by 1.25 points (0.30 to 2.20)"),
         ((-1.25, -2.2, -0.3), {}, "worse", "lower --lr than 0.0002"),
         ((-9.0, -12.0, -6.0), {"best": (4.0, 2.0, 6.0)}, "worse", "best evaluation (step 10)"),

@@ -84,7 +84,10 @@ def _if_worse(record: Row) -> str:
 def _if_same(record: Row) -> str:
     loss = _loss(record["ptq"])
     if loss is not None and loss.contains_zero:
-        return "At these widths there was nothing to gain; use the plan without training."
+        return (
+            "There was hardly anything to gain at these widths: on these images the plan without "
+            "training does as well."
+        )
     known = "" if loss is None else f"There were {_points(loss)} to gain. "
     return (
         f"{known}Train longer (--epochs), on more images, or with another --lr than "
