@@ -42,7 +42,7 @@ def make_full_run(folder: Path, modules: int = 20, **options: Any) -> RunFolder:
         for name in names
     ]
     both = zip(causes, (after, after, untried, untried), strict=True)
-    _write(run, "causes", [cause + found for cause, found in both])
+    _write(run, "causes", [cause + found + [None] * 8 for cause, found in both])
     add_training(run.path, model["weights_digest"])
     record = {"schema": EXPORT_SCHEMA, "exports": [EXPORT | {"model": key}]}
     atomic_write(run.path / "export.json", json_text(record))

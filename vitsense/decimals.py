@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 MINUS = "\u2212"
+_LEAST_POINTS = 0.05  # what is less is shown as 0.0
 
 
 def number(value: float, digits: int = 1) -> str:
@@ -40,6 +41,16 @@ def difference(value: float, low: float, high: float, *, digits: int = 1) -> str
         digits: Decimals of the two numbers.
     """
     return f"{number(value, digits + 1)} ({span(low, high, digits + 1)})"
+
+
+def predicted(value: float, low: float, high: float) -> str:
+    """``0.2 (0.1 to 0.5)``: a predicted loss in points; ``< 0.05`` where all of it rounds to zero.
+
+    A prediction has no noise of images, so ``0.0 (0.0 to 0.0)`` would look like certainty.
+    """
+    if high < _LEAST_POINTS:
+        return f"< {_LEAST_POINTS}"
+    return f"{number(value)} ({span(low, high)})"
 
 
 def short(value: float, digits: int = 2) -> str:

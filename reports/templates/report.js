@@ -313,7 +313,7 @@
         slider.value = at;
         show(rows.map(function (row, i) { return label(picked, i); }));
         var text = picked.avg.toFixed(2) + " bits, " + picked.mb.toFixed(2) + " MB, " + picked.gb.toFixed(2) + " \u00d7 10\u2079 bit operations, predicted " +
-          box.dataset.loss + " " + picked.drop.toFixed(1) + " points (" + picked.low.toFixed(1) + " to " + picked.high.toFixed(1) + ")";
+          box.dataset.loss + (picked.high < 0.05 ? " < 0.05 points" : " " + picked.drop.toFixed(1) + " points (" + picked.low.toFixed(1) + " to " + picked.high.toFixed(1) + ")");
         if (picked.measured) { text += "; measured as a whole: " + picked.measured; }
         slider.setAttribute("aria-valuetext", text);
         out.textContent = text + ". The same plan by command: " + box.dataset.command + picked.point;
@@ -326,7 +326,7 @@
       function reason(i) {
         var own = format(picked, i)[3], costs = writer.nats[i].split(" "), at = writer.words[own][1], below = writer.below[writer.kind[i]][own];
         function fill(text, values) { return text.replace(/\{(\w+)\}/g, function (_, key) { return values[key]; }); }
-        var cost = fill(data.reasons.cost, { kl: costs[own], at: at, share: picked.shares.charCodeAt(i) - 48 });
+        var cost = fill(data.reasons.cost, { kl: costs[own], at: at, share: picked.shares.charCodeAt(i) - 48 || "< 1" });
         if (writer.pinned.indexOf(i) >= 0) { return fill(data.reasons.pinned, { at: at, cost: cost }); }
         if (below < 0) { return fill(data.reasons.narrowest, { cost: cost }); }
         return fill(data.reasons.below, { cost: cost, below: writer.words[below][1], next: costs[below] });

@@ -433,7 +433,7 @@ def test_changes_sort_filter_and_tell_their_interval(browser: Any, comparison: P
     assert shown[0] == 3.0
     last.first.hover()
     readout = page.locator("#changes-0 .readout")
-    assert "at 2 bit: 3.0 (" in readout.inner_text()
+    assert "at 2 bits: 3.0 (" in readout.inner_text()
     assert readout.inner_text().endswith("times, distinguishable")
     table.locator("tbody th[tabindex]").focus()
     page.keyboard.press("ArrowRight")

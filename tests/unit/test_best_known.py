@@ -102,5 +102,5 @@ def test_every_list_of_the_report_takes_the_better_number(run: RunFolder, made: 
     row = model.rows[model.worst[0]]
     assert row.name == name
     assert next(cell for cell in row.cells if cell.bits == 4).detail.endswith(", 1000 images")
-    assert row.reason.endswith("; chosen before 4 bits were measured on all images")
+    assert row.more.endswith("; chosen before 4 bits were measured on all images")
     assert any(f"at 4 bits: {name}" in line for line in model.verdict)

@@ -17,12 +17,12 @@ from pypdf import PdfReader
 from report_chapters import make_full_run, texts
 from report_fixture import HOSTILE, make_run
 
+from vitsense.decimals import predicted
 from vitsense.errors import InputMissingError, VitsenseError
 from vitsense.report import compose
 from vitsense.report.document import Document
 from vitsense.report.drawing import Picture
 from vitsense.report.figures import pictures
-from vitsense.report.formatters import number, span
 from vitsense.report.html import render_html
 from vitsense.report.pdf import render_pdf
 
@@ -119,12 +119,12 @@ def test_every_text_and_number_is_there_and_on_the_page_too(made: Made) -> None:
     document = made.document
     said = [*document.warnings, document.question, *document.commands, *texts(document.chapters)]
     for model in document.models:
-        said += [text for row in model.rows for text in (row.name, row.reason)]
+        said += [text for row in model.rows for text in (row.name, row.reason + row.more)]
         said += [value for card in model.cards for value in (card.value, card.detail, card.word)]
         said += [model.headline, *model.verdict]
         said += [v for p in model.plans for v in (p.predicted, p.measured)]
         said += [p.measured for p in model.front]
-        said += [f"{number(p.drop)} ({span(p.low, p.high)})" for p in model.front]
+        said += [predicted(p.drop, p.low, p.high) for p in model.front]
         said += [cell for row in model.coverage for cell in row]
         said += texts(model.chapters)
     said += [
@@ -149,7 +149,7 @@ def test_table_heads_are_repeated(long: tuple[Document, bytes]) -> None:
     names = [plain(row.name) for row in document.models[0].rows]
     holding = [text for text in pages if sum(name in text for name in names) > 20]
     assert len(holding) >= 3
-    heads = ("ModuleRoleWeightsBits8bit6bit", "ModuleBitsReason")
+    heads = ("ModuleRoleWeightsBits8bits6bits", "ModuleBitsReason")
     assert all(any(head in text for head in heads) for text in holding)
     assert sum(heads[0] in text for text in holding) >= 2
     assert sum(heads[1] in text for text in holding) >= 2

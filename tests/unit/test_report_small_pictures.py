@@ -55,8 +55,8 @@ def test_the_axes_have_numbers_where_they_belong(picture: Picture) -> None:
 
 
 def test_the_shared_frame_names_axes_and_widths() -> None:
-    said = [words for _, words in texts(frame(("8 bit", "4 bit")))]
-    assert said == ["values per bin (log scale)", "0", "value", "8 bit", "4 bit"]
+    said = [words for _, words in texts(frame(("8 bits", "4 bits")))]
+    assert said == ["values per bin (log scale)", "0", "value", "8 bits", "4 bits"]
 
 
 def test_only_the_grid_of_the_plan_is_coloured(picture: Picture) -> None:

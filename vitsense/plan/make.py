@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from vitsense.decimals import MINUS, short
 from vitsense.formats import NumberFormat, format_of
 from vitsense.plan.budget import Budget
 from vitsense.plan.plan import ModulePlan, Plan
@@ -79,10 +80,10 @@ REASONS = {
 
 
 def share_of(problem: Problem, assignment: Assignment, name: str) -> str:
-    """Percent of the plan's summed divergence that one module causes, without digits."""
+    """Percent of the plan's summed divergence that one module causes, without digits: ``< 1``."""
     total = assignment.prediction.kl
     share = 100 * problem.divergence[name][assignment.formats[name]] / total if total > 0 else 0.0
-    return f"{share:.0f}"
+    return f"{share:.0f}" if round(share) else "< 1"
 
 
 def next_narrower(table: Mapping[str, float], chosen: str) -> str | None:
@@ -96,7 +97,7 @@ def next_narrower(table: Mapping[str, float], chosen: str) -> str | None:
 
 def nats(value: float) -> str:
     """A divergence in a reason."""
-    return f"{value:.2g}"
+    return short(value).replace(MINUS, "-")
 
 
 def _reasons(problem: Problem, assignment: Assignment) -> dict[str, str]:

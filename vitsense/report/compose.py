@@ -154,8 +154,9 @@ MODE_WORDS = {
     "group of its own, or had remedies tried, shows and is ranked by that measurement",
     "fast": "fast: the divergence of single modules is estimated from gradients (Fisher "
     "information of the class probabilities), one forward and one backward pass; their drop is "
-    "not measured; whole plans are. Images are drawn by how unsure the model is of them; below 4 "
-    "bits the estimate is combined with a measurement of every module on 8 to 32 of them",
+    "not measured; whole plans are, on all images. For the estimates alone, images are drawn from "
+    "these by how unsure the model is of them, and weighed by that; below 4 bits the estimate is "
+    "combined with a measurement of every module on 8 to 32 of them",
     "hessian": "hessian: the divergence of single modules is estimated as HAWQ-V2 does, half the "
     "mean trace of the Hessian of the loss (Hutchinson's random vectors) times the squared "
     "rounding error; their drop is not measured; whole plans are",
@@ -216,7 +217,8 @@ def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
         (
             "Weights",
             f"symmetric, {quant['weight_granularity'].replace('_', ' ')}, range by "
-            f"{_range_words(quant['weight_range'])}",
+            f"{_range_words(quant['weight_range'])}; integers reach one step further below zero "
+            "than above (\u22128 to 7 at 4 bits), so grids do, too",
         ),
         (
             "Activations",
@@ -235,12 +237,29 @@ def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
             "average). Plans that were measured tell how much more the whole diverges and what "
             "that loses; the interval is the scatter of these plans",
         ),
-        ("Images", f"{data['evaluation']} evaluation, {data['calibration']} calibration, disjoint"),
+        ("Images", _images(data)),
         ("Data", f"{data['spec']} (digest {data['evaluation_digest']})"),
         ("Seed", str(settings["seed"])),
         ("Time", f"{seconds:.0f} s on {machine['processors']} processors ({machine['machine']})"),
         ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items() if v != "not installed")),
     )
+
+
+def _images(data: Mapping[str, Any]) -> str:
+    """How many, and how they were drawn."""
+    said = f"{data['evaluation']} evaluation, {data['calibration']} calibration, disjoint"
+    total = int(data.get("images_total") or 0)
+    if data.get("kind") == "generated":
+        return f"{said}; each generated at random from the seed"
+    drawn = (
+        "; evaluation images were drawn at random, by the seed, not by what a model makes of them"
+    )
+    if total > data["evaluation"]:
+        drawn += (
+            f"; top-1 holds for these {data['evaluation']} of {total} images, and may lie above or "
+            "below what is published for the whole set, more so where the folder is a choice itself"
+        )
+    return said + drawn
 
 
 def _completing(source: Source) -> tuple[tuple[str, str], ...]:
@@ -282,7 +301,11 @@ _WORDS = (
     ("Pareto front", "the plans that no other plan beats in both size and predicted loss"),
     ("random formats", "plans of random bits, measured to learn how errors of modules add up"),
     ("bit operations", "multiply-accumulates times the bits of both operands"),
-    ("plan", "the bits of every module of a model; plan.json"),
+    (
+        "plan",
+        "the bits of every module of a model, plan.json: more bits go where a kilobyte saves most "
+        "divergence, until the budget is used up",
+    ),
     (
         "pinned",
         "kept at given bits whatever it costs: the first and the last weights at 8 bits, as is "

@@ -96,7 +96,7 @@ def _matrix(changes: RunChanges, formats: Formats, *, same_images: bool) -> Sect
         "below 1 (purple) less. Numbers in parentheses are not distinguishable from no change, "
         f"with regard to how many changes are looked at. {paired} All values are in changes.csv."
     )
-    columns = tuple(f"{f.label} bit" if f.is_integer else f.label for f in forms)
+    columns = tuple(f"{f.label} bits" if f.is_integer else f.label for f in forms)
     return Section(
         key="changes",
         title="Change of every module in every format",

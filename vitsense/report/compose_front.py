@@ -119,7 +119,7 @@ def _written(
     return {
         "choices": "".join(letter(kinds[own[n]] if n in own else NOT_PLANNED) for n in order),
         "shares": "".join(
-            letter(int(share_of(made.problem, solved, n)) if n in own else 0) for n in order
+            letter(_percent(share_of(made.problem, solved, n)) if n in own else 0) for n in order
         ),
         "budget": json.dumps(made.budget.text),
         "cost": " ".join(map(json.dumps, asdict(solved.cost).values())),
@@ -147,6 +147,11 @@ def _point(
         measured=row["measured"],
         **written,
     )
+
+
+def _percent(share: str) -> int:
+    """Of a share as a reason says it; 0 stands for less than 1."""
+    return int(share) if share.isdecimal() else 0
 
 
 def _measured(pareto: pd.DataFrame, joint: pd.DataFrame) -> pd.DataFrame:

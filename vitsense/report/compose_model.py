@@ -11,10 +11,12 @@ from vitsense.compare.best_known import better_formats
 from vitsense.compare.groups import role_label
 from vitsense.compare.plan_names import plan_name
 from vitsense.decimals import listed
+from vitsense.decimals import predicted as predicted_words
 from vitsense.formats import NumberFormat, format_of
 from vitsense.plan.plan import Plan
 from vitsense.report.chapters import model_chapters
 from vitsense.report.compose_front import front_of
+from vitsense.report.compose_prices import more_bits
 from vitsense.report.compose_sheets import sheets
 from vitsense.report.compose_verdict import (
     bits_of_worst,
@@ -73,7 +75,8 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
     labelled = source.labelled(key)
     front, writer = front_of(source, entry)
     rows = _rows(mine["modules"], sensitivity, plan, forms, sheets(source, key, planned_bits))
-    rows = [replace(row, reason=row.reason + _since(row, better)) for row in rows]
+    prices = more_bits(mine["modules"], sensitivity, plan)
+    rows = [replace(row, more=prices.get(row.name, "") + _since(row, better)) for row in rows]
     measured = [cell for row in rows for cell in row.cells if cell.nats]
     by_divergence = bool(measured) and all(cell.noise for cell in measured)
     return ModelReport(
@@ -310,9 +313,8 @@ def _plan_row(row: Mapping[str, Any]) -> PlanRow:
     value, low, high = loss_of(row)
     predicted = "\u2013"
     if known(row["predicted_drop"]):
-        predicted = (
-            f"{number(row['predicted_drop'])} ({span(row['predicted_low'], row['predicted_high'])})"
-        )
+        ends = (float(row[f"predicted_{end}"]) for end in ("drop", "low", "high"))
+        predicted = predicted_words(*ends)
     return PlanRow(
         name=plan_name(str(row["plan"])),
         bits=f"{row['avg_bits']:.2f}",

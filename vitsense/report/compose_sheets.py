@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitsense.report.formatters import number, percent, short, visible
-from vitsense.report.remedy import tried
+from vitsense.report.remedy import shown, tried
 from vitsense.report.sheet import (
     SPARK_HEIGHT,
     TALLEST,
@@ -91,6 +91,7 @@ def _causes(source: Source, model: str) -> dict[str, tuple[Cause, ...]]:
             cause=visible(str(row["cause"])),
             evidence=visible(str(row["detail"])),
             remedy=visible(tried(row)),
+            shown=shown(row),
         )
         found[name] = (*found.get(name, ()), made)
     return found

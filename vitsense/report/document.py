@@ -78,6 +78,8 @@ class ModuleRow:
     cells: tuple[HeatCell, ...]
     sheet: Sheet
     """Its tensors and their grids."""
+    more: str = ""
+    """What goes on after the plan's reason: the price of more bits, and what is known since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

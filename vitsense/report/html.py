@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from vitsense.decimals import predicted
 from vitsense.plan.make import REASONS
 from vitsense.report.compose_model import LEVELS, heat_level
 from vitsense.report.document import Document, ModelReport, PlanWriter
@@ -145,6 +146,7 @@ def _page(
             long=_LONG_NAME,
             number=number,
             span=span,
+            predicted=predicted,
             **values,
         )
     )
@@ -153,7 +155,7 @@ def _page(
 
 def _frame(model: ModelReport) -> str:
     """What the histograms of a model share."""
-    return frame(tuple(f"{label} bit" for label, _ in model.columns if label.isdecimal()))
+    return frame(tuple(f"{label} bits" for label, _ in model.columns if label.isdecimal()))
 
 
 class _Said:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vitsense.decimals import predicted
 from vitsense.errors import InputMissingError, VitsenseError
 from vitsense.glyphs import font_folder
 from vitsense.report.compose_model import LEVELS
@@ -22,7 +23,6 @@ from vitsense.report.document import (
     Profile,
 )
 from vitsense.report.drawing import COLOURS, Picture, cividis, diverging
-from vitsense.report.formatters import number, span
 from vitsense.report.html import template_root
 from vitsense.report.pdf_packed import packed
 from vitsense.report.runs_document import STEPS, RunsDocument
@@ -147,7 +147,7 @@ def _front(model: ModelReport) -> list[tuple[str, ...]]:
             f"{p.avg_bits:.2f}",
             f"{p.size_mb:.2f}",
             f"{p.bitops_g:.2f}",
-            f"{number(p.drop)} ({span(p.low, p.high)})",
+            predicted(p.drop, p.low, p.high),
             p.measured or "\N{EN DASH}",
         )
         for p in model.front
@@ -167,7 +167,7 @@ def _alone(model: ModelReport) -> list[dict[str, object]]:
         {
             "name": row.name,
             "about": f"{row.role}, {format_words(row.label)} in the plan" if row.bits else row.role,
-            "reason": row.reason,
+            "reason": row.reason + row.more,
             "cells": [(format_words(c.label), c.detail, c.nats) for c in row.cells],
             "causes": [_cause_words(c) for c in row.sheet.causes],
             "tensors": [_tensor(model, place, k) for k in range(len(row.sheet.tensors))],
@@ -177,7 +177,8 @@ def _alone(model: ModelReport) -> list[dict[str, object]]:
 
 
 def _cause_words(cause: Cause) -> str:
-    about = f"{cause.cause} ({cause.evidence})" if cause.evidence else cause.cause
+    about = f"{'Reason' if cause.shown else 'Suspicion'}: {cause.cause}"
+    about += f" ({cause.evidence})" if cause.evidence else ""
     return f"{about}. Remedy: {cause.remedy}" if cause.remedy else about
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from vitsense.report.formatters import known, short, short_span
 
+_ANY_CAUSE = ("two more bits", "the next wider format", "left in full precision")
+"""Remedies that help whatever the cause, as ``causes.csv`` names them."""
+
 
 def outcome(row: Mapping[str, Any]) -> str:
     """``helps``, ``no help`` or ``worse`` by the interval after it; empty if it was not tried.
@@ -30,3 +33,12 @@ def tried(row: Mapping[str, Any]) -> str:
         return f"{remedy}, not tried" if remedy else ""
     after = short_span(*(float(row[f"kl_after{end}"]) for end in ("", "_low", "_high")))
     return f"{remedy}: {found}, {short(float(row['kl_before']))} became {after} nats"
+
+
+def shown(row: Mapping[str, Any]) -> bool:
+    """Whether a remedy against this very cause helped; more bits help against any.
+
+    Args:
+        row: Of ``causes.csv``.
+    """
+    return outcome(row) == "helps" and row.get("remedy") not in _ANY_CAUSE

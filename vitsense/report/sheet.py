@@ -86,6 +86,8 @@ class Cause:
     cause: str
     evidence: str
     remedy: str
+    shown: bool = False
+    """Whether taking it away helped; else it is a suspicion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

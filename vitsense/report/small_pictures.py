@@ -26,7 +26,7 @@ def frame(labels: tuple[str, ...]) -> str:
     """What all pictures of a model share: axes, their names, and the widths of the grids.
 
     Args:
-        labels: Of the widths that have a grid, ``8 bit``, wide to narrow.
+        labels: Of the widths that have a grid, ``8 bits``, wide to narrow.
     """
     rungs = "".join(
         _text(LEFT - _GAP, _FIRST + _RUNG * k + 3, label, "e") for k, label in enumerate(labels)

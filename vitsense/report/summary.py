@@ -93,7 +93,7 @@ def _worst(model: ModelReport) -> list[str]:
         (plain(row.name), row.label, *(plain(_cell(model, cell)) for cell in row.cells))
         for row in (model.rows[k] for k in model.worst[:5])
     ]
-    heads = (label + " bit" if label.isdecimal() else label for label in labels)
+    heads = (label + " bits" if label.isdecimal() else label for label in labels)
     what = (
         "divergence (nats)"
         if model.by_divergence

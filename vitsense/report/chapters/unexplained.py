@@ -71,7 +71,8 @@ def unexplained(source: Source, model: str, explained: frozenset[str]) -> list[B
                 "are compared with the median of the other modules of the same role, or of all "
                 "modules where there are fewer than three. An ordinary tensor may still be "
                 "sensitive because of its place: what it changes passes through everything after "
-                "it. More bits help always."
+                "it. More bits help always; vitsense analyze --by site measures each tensor of a "
+                "module (its weight, its input) alone."
             ),
             code=True,
         )
@@ -130,7 +131,7 @@ def _planned(source: Source, model: str) -> Mapping[str, NumberFormat]:
 def _advice(
     name: str, form: NumberFormat, sensitivity: pd.DataFrame, planned: NumberFormat | None
 ) -> Iterator[str]:
-    """What the next wider format costs, or that the plan has it, and how to look closer."""
+    """What the next wider format costs, or that the plan has it."""
     rated = sensitivity[sensitivity["status"].isin(RATED) & (sensitivity["module"] == name)]
     costs = {str(row["format"]): float(row["kl"]) for row in rated.to_dict("records")}
     wider = [
@@ -149,4 +150,3 @@ def _advice(
             else f"give it {best.words}: {short(costs[best.name])} nats instead of "
             f"{short(costs[form.name])}"
         )
-    yield "vitsense analyze --by site measures each of its tensors alone"
