@@ -566,6 +566,10 @@ def test_an_interrupted_analysis_says_how_to_continue_and_does(
     assert run.read_run()["status"] == "interrupted"
     kept = run.read_state()
     assert len(kept) == 9
+    if number is signal.SIGINT:
+        with sole_writer(run.path):  # another process has begun to continue it
+            assert cli.run(command[1:]) == 2
+        assert f"{run.path} is in use by process" in capsys.readouterr().err
 
     assert cli.run(command[1:]) == 0
     assert "Continuing" in capsys.readouterr().err

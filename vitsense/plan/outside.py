@@ -127,7 +127,10 @@ def _modelopt(file: Path, names: list[str]) -> dict[str, Widths]:
             if isinstance(cfg, dict)
         ]
     if not isinstance(rows, list):
-        raise UserInputError(f"{file} has no quant_cfg: it is no configuration of ModelOpt.")
+        raise UserInputError(
+            f"{file} has no quant_cfg: it is no configuration of ModelOpt. Write the one that "
+            "mtq.quantize takes as JSON, or choose another --from."
+        )
 
     found = {}
     for name in names:
