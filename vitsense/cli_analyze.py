@@ -179,7 +179,7 @@ def _kept_for_report(settings: AnalyzeSettings, no_report: bool) -> float:
     return min(_REPORT_SHARE * settings.budget_time, _REPORT_SECONDS)
 
 
-_REPORT_SHARE, _REPORT_SECONDS = 0.1, 10.0
+_REPORT_SHARE, _REPORT_SECONDS = 1 / 3, 10.0
 
 
 @contextmanager

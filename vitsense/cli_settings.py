@@ -182,7 +182,7 @@ _OPTIONS = (
     click.option(
         "--budget-time",
         metavar="TIME",
-        help="End in this time (90s, 10m, 1h), start-up and report (a tenth of it, at most 10s) "
+        help="End in this time (90s, 10m, 1h), start-up and report (a third of it, at most 10s) "
         "included, with the best table, plan and report so far; the same command without it "
         "continues.",
     ),
