@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitsense.compare.best_known import best_known
 from vitsense.errors import InputMissingError
 from vitsense.runfolder import RunFolder
 from vitsense.schemas import SCHEMAS
+from vitsense.trainings import TrainingFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
 class Source:
     """A run as chapters see it. A table that was not written is empty, never an error."""
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, trainings: Sequence[TrainingFolder] = ()) -> None:
         """Open the run.
+
+        Args:
+            run: Its folder.
+            trainings: More trainings of its models, which lie elsewhere.
 
         Raises:
             UserInputError: a file of the run is damaged.
@@ -29,6 +34,7 @@ class Source:
         """
         self.run = run
         self.record: Mapping[str, Any] = run.read_run()
+        self.trainings = tuple(dict.fromkeys((*TrainingFolder.all_in(run.path), *trainings)))
         self._tables: dict[str, pd.DataFrame] = {}
         self._stored: dict[str, StoredArrays] = {}
         measured = set(self.table("sensitivity")["model"])

@@ -17,10 +17,20 @@ if TYPE_CHECKING:
 
 def training(source: Source, model: str) -> Section | None:
     """What training the model's quantized form gave; None where it was not trained."""
-    found = trainings_of(source, model)
+    return training_chapter(trainings_of(source, model), source.keys.index(model))
+
+
+def training_chapter(
+    found: Sequence[tuple[TrainingFolder, dict[str, Any]]], number: int
+) -> Section | None:
+    """The chapter about finished trainings of one model; None without any.
+
+    Args:
+        found: Their folders and records.
+        number: The model's colour.
+    """
     if not found:
         return None
-    number = source.keys.index(model)
     blocks: list[Block] = [_summary([record for _, record in found]), _reached(found, number)]
     # details of the one that was finished last
     folder, record = max(found, key=lambda pair: (pair[0].path / "qat.json").stat().st_mtime)
@@ -32,7 +42,7 @@ def trainings_of(source: Source, model: str) -> list[tuple[TrainingFolder, dict[
     """Finished trainings of the model's weights, by name."""
     entry = next(entry for entry in source.entries if entry["key"] == model)
     found = []
-    for folder in TrainingFolder.all_in(source.run.path):
+    for folder in source.trainings:
         record = folder.read_record()
         same = record["model"]["weights_digest"] == entry["weights_digest"]
         if same and record["status"] == "complete":
