@@ -72,8 +72,12 @@ def test_the_report_says_first_that_these_are_estimates(fast: RunFolder) -> None
     (model,) = document.models
     assert model.loss == "drop of top-1"  # of whole plans
     cells = [cell for row in model.rows for cell in row.cells]
-    assert all(cell.text.startswith("~") for cell in cells)
-    assert all("the loss was not measured" in cell.detail for cell in cells)
+    # the worst modules were measured on all images, beside their remedies
+    measured = [cell for cell in cells if "~" not in cell.text]
+    assert 1 <= len(measured) <= 5
+    assert all(cell.detail.endswith(" images") and cell.nats for cell in measured)
+    cells = [cell for cell in cells if cell not in measured]
+    assert all("the drop was not measured" in cell.detail for cell in cells)
     assert dict(document.method)["Measurement"].startswith("fast:")
     sentences = verdict("m", None, fast.table("sensitivity"), fast.table("joint"))
     assert any("of the estimated divergence" in line for line in sentences)

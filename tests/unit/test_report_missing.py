@@ -16,7 +16,7 @@ from vitsense.report.chapters.predictors import predictors
 from vitsense.report.chapters.refinement import refinement_chapter
 from vitsense.report.chapters.unfinished import completing_command
 from vitsense.report.compose import compose
-from vitsense.report.section import Section, Table, Words, without_dashes
+from vitsense.report.section import Finding, Section, Table, Words, without_dashes
 from vitsense.report.source import Source
 from vitsense.runfolder import RunFolder
 from vitsense.schemas import SCHEMAS
@@ -120,7 +120,10 @@ def test_a_sensitive_module_without_a_reason_is_compared_with_the_others(run: Ru
     statistics["kurtosis"] = 2.0
     statistics.loc[mine, "kurtosis"] = 5.0
     run.write_table("statistics", statistics)
-    reasons, known = tables(causes(Source(run), MODEL))
+    section = causes(Source(run), MODEL)
+    assert section is not None
+    assert isinstance(section.blocks[0], Finding)  # how sure the order is
+    reasons, known = tables(section)
     assert "heavy tail (from \u22120.17 to 2e\u22125)" in reasons.rows[0][1]
     assert [row[0] for row in known.rows] == [worst[0]]
     _, stands_out, advice = known.rows[0]
@@ -138,13 +141,13 @@ def test_columns_of_dashes_are_left_out() -> None:
     assert without_dashes(table).rows == (("", "1"), ("", "\u2013"))
 
 
-def test_a_group_of_one_module_says_why_it_has_other_numbers(run: RunFolder) -> None:
+def test_a_group_of_one_module_says_that_its_row_shows_it(run: RunFolder) -> None:
     table = run.table("groups")
     assert (table["members"] == 1).any()
     table["n"] = 96
     run.write_table("groups", table)
     section = groups_chapter(changed(run, "complete", mode="adaptive"), MODEL)
     assert "are that module, measured on 96 images" in words(section)
-    assert "comes from fewer (mode adaptive)" in words(section)
+    assert "more certain than the one of mode adaptive" in words(section)
     exact = groups_chapter(changed(run, "complete", mode="exact"), MODEL)
     assert "are that module" not in words(exact)  # there both are of the same images

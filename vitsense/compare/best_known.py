@@ -77,7 +77,7 @@ def _groups_of_one(modules: pd.DataFrame, groups: pd.DataFrame) -> Iterator[Know
         (groups["members"] == 1)
         & (groups["direction"] == Direction.ALONE.value)
         & (groups["status"] == "measured")
-        & groups["by"].isin(["role", "block"])
+        & groups["by"].isin(["module", "role", "block", "stage"])
     ]
     for row in alone.to_dict("records"):
         of = modules[(modules["model"] == row["model"]) & (modules[row["by"]] == row["group"])]

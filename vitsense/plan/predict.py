@@ -96,9 +96,15 @@ class DropModel:
         """The summed divergence at which the predicted drop is ``drop`` (infinite if never)."""
         if drop >= self.ceiling:
             return math.inf
-        rate = -self.ceiling * math.log1p(-max(drop, 1e-9) / self.ceiling)
-        joint = (math.log(rate) - self.log_c) / self.exponent
+        joint = math.log(self.whole_kl_at(drop))
         return math.exp(through([(j, k) for k, j in self.knots], joint))
+
+    def whole_kl_at(self, drop: float) -> float:
+        """The divergence of a whole plan at which the predicted drop is ``drop``, nats."""
+        if drop >= self.ceiling:
+            return math.inf
+        rate = -self.ceiling * math.log1p(-max(drop, 1e-9) / self.ceiling)
+        return math.exp((math.log(rate) - self.log_c) / self.exponent)
 
 
 def through(knots: Sequence[tuple[float, float]], x: float) -> float:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BAR = 0.2  # inches of height of one bar
-_LONGEST = 40  # characters of a bar's label
+_LONGEST = 48  # characters of a bar's label
 
 
 def chart_picture(chart: Chart, models: Sequence[str]) -> Picture:

@@ -14,6 +14,7 @@ from vitsense.formats import Family, format_of
 from vitsense.report.chapters import run_chapters
 from vitsense.report.chapters.unfinished import COMPLETE, completing_command, ended_early
 from vitsense.report.compose_model import compose_model
+from vitsense.report.compose_words import glossary
 from vitsense.report.document import Document, Profile
 from vitsense.report.formatters import count, known, percent, short
 from vitsense.report.source import Source
@@ -59,7 +60,7 @@ def compose(run: RunFolder) -> Document:
         method=(*_method(record), *_completing(source)),
         commands=tuple(shlex.join(command) for command in record.get("commands", ())),
         files=_FILES,
-        words=_WORDS,
+        words=glossary(entries),
         chapters=run_chapters(source),
     )
 
@@ -280,35 +281,4 @@ _FILES = (
     ("coverage.csv", "what gets no quantizer"),
     ("channels.npz, histograms.npz", "per-channel moments and histograms"),
     ("report.json", "everything in this report, as data"),
-)
-
-_WORDS = (
-    (
-        "module",
-        "the unit of a measurement: a linear layer or convolution with its weight and input, the "
-        "query, key or value part of a fused projection, or a product inside attention",
-    ),
-    (
-        "drop",
-        "full-precision minus quantized top-1 accuracy on the same images, in percentage points",
-    ),
-    ("divergence", "how far the class probabilities move, in nats; 0 means unchanged"),
-    ("excess kurtosis", "how heavy the tails of a distribution are; 0 for a normal distribution"),
-    ("SDAM", "standard deviation over channels of the mean absolute value"),
-    ("Fisher estimate", "a module's divergence estimated from gradients, without measuring it"),
-    ("qk product, pv product", "the two matrix products of attention: scores, and what they weigh"),
-    ("powers of two", "probabilities rounded to 1, 1/2, 1/4, ...: fine where they are small"),
-    ("Pareto front", "the plans that no other plan beats in both size and predicted loss"),
-    ("random formats", "plans of random bits, measured to learn how errors of modules add up"),
-    ("bit operations", "multiply-accumulates times the bits of both operands"),
-    (
-        "plan",
-        "the bits of every module of a model, plan.json: more bits go where a kilobyte saves most "
-        "divergence, until the budget is used up",
-    ),
-    (
-        "pinned",
-        "kept at given bits whatever it costs: the first and the last weights at 8 bits, as is "
-        "usual; vitsense plan --no-pin leaves them free, --pin NAME=BITS pins others",
-    ),
 )

@@ -271,7 +271,7 @@ def _estimated(form: NumberFormat, row: Mapping[str, Any]) -> HeatCell:
         bits=form.bits,
         label=form.label,
         text=f"~{short(kl)} nats" if reason else f"~{short(kl)}",
-        detail=f"the loss was not measured{': ' + reason if reason else ''}; estimated",
+        detail=f"the drop was not measured{': ' + reason if reason else ''}; estimated",
         nats=_nats(row),
         sort=float(f"{kl:.3g}"),
         level=heat_level(kl),

@@ -119,10 +119,11 @@ def plain_ticks(axis: Any, *, log: bool) -> None:
         return
     low, high = axis.get_view_interval()
     axis.set_minor_locator(NullLocator())
-    short_axis = high / max(low, 1e-30) < 50
-    axis.set_major_locator(
-        LogLocator(subs=(1.0, 2.0, 5.0)) if short_axis else LogLocator(numticks=6)
-    )
+    span = high / max(low, 1e-30)
+    short_axis = span < 50
+    # within less than a decade 1, 2 and 5 may be a single tick
+    subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if span < 8 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs) if short_axis else LogLocator(numticks=6))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if short_axis else _power(v)))
 
 

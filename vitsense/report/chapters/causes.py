@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from vitsense.decimals import listed
 from vitsense.formats import format_of
 from vitsense.report.chapters.unexplained import unexplained
 from vitsense.report.chapters.unfinished import completing, ended_early
@@ -20,6 +21,8 @@ from vitsense.report.formatters import (
 )
 from vitsense.report.remedy import outcome
 from vitsense.report.section import Block, Finding, Section, Table, without_dashes
+from vitsense.schemas import RATED
+from vitsense.verdict import worst_modules
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,9 +48,63 @@ def causes(source: Source, model: str) -> Section | None:
         blocks += unexplained(source, model, frozenset(rows["module"]))
     if not blocks:
         return None
+    blocks = [*order_finding(source.table("sensitivity", model)), *blocks]
     place = source.keys.index(model)
     return Section(
         key=f"causes-{place}", title="Why these modules, and what helps", blocks=tuple(blocks)
+    )
+
+
+_FIRST = 5
+"""The modules that the first screen names."""
+
+
+def order_finding(sensitivity: pd.DataFrame) -> list[Finding]:
+    """How sure it is which modules are the most sensitive ones.
+
+    Args:
+        sensitivity: ``sensitivity.csv`` of a model.
+
+    Returns:
+        A finding; none where no more modules than the first were rated.
+    """
+    worst = worst_modules(sensitivity, _FIRST)
+    if worst is None:
+        return []
+    names, _, form = worst
+    cells = sensitivity[(sensitivity["format"] == form.name) & (sensitivity["part"] == "both")]
+    cells = cells[cells["status"].isin(RATED)].set_index("module")
+    lows, highs = cells["kl_low"].astype(float), cells["kl_high"].astype(float)
+    others = highs.drop(names)
+    if others.empty:
+        return []
+    sure = [name for name in names if lows[name] > float(others.max())]
+    near = int((others >= float(lows[names].min())).sum())
+    first = [name for name in cells.index if highs[name] >= lows[names[0]] and name != names[0]]
+    head = (
+        f"{names[0]} is the most sensitive module at {form.words}, with its whole interval"
+        if not first
+        else f"Which module is the most sensitive at {form.words} cannot be told"
+    )
+    reach = f"{_intervals(len(first))} that of {names[0]}" if first else ""
+    belong = (
+        f"all of the first {len(names)} surely belong there"
+        if len(sure) == len(names)
+        else f"of the first {len(names)}, {listed(sure) if sure else 'none'} surely "
+        f"belong{'s' * (len(sure) < 2)} there; {_intervals(near)} theirs"
+    )
+    numbers = "; ".join(filter(None, (reach, belong)))
+    return [
+        Finding(headline=visible(head), numbers=visible(f"{numbers[:1].upper()}{numbers[1:]}."))
+    ]
+
+
+def _intervals(count: int) -> str:
+    """Of how many other modules the intervals reach something."""
+    return (
+        "the interval of one other reaches"
+        if count == 1
+        else (f"the intervals of {count} others reach")
     )
 
 
@@ -75,7 +132,7 @@ def _tried(rows: pd.DataFrame, words: str) -> Table:
                 "Remedy",
                 "Result",
                 f"Divergence, before {_ARROW} after (nats)",
-                f"Loss, before {_ARROW} after (points)",
+                f"Drop, before {_ARROW} after (points)",
             ),
             rows=tuple(_measured(row) for row in rows.to_dict("records")),
             reading=(

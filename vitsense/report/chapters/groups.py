@@ -101,7 +101,7 @@ _READING = (
 
 
 def _one_module(source: Source, measured: pd.DataFrame) -> list[Words]:
-    """Why a group of one module may have other numbers than the module."""
+    """That a group of one module is what its row among the modules shows."""
     mode = str(source.record["settings"].get("mode", SweepMode.EXACT.value))
     alone = measured["direction"] == Direction.ALONE.value
     parts = measured["by"].isin([By.SITE.value, By.HEAD.value])  # of a module
@@ -115,9 +115,8 @@ def _one_module(source: Source, measured: pd.DataFrame) -> list[Words]:
     return [
         Words(
             text=f"Groups of one module ({visible(', '.join(names[:_NAMED]))}{more}) are that "
-            f"module, measured on {seen} images. Its row among the modules comes from fewer (mode "
-            f"{mode}), so the two may differ within their intervals; the group's is the more "
-            "certain number."
+            f"module, measured on {seen} images. Its row among the modules shows this number, "
+            f"which is more certain than the one of mode {mode} by which the plan was chosen."
         )
     ]
 

@@ -17,6 +17,7 @@ from vitsense.report.section import (
     Series,
     Shape,
     Table,
+    Words,
     without_dashes,
 )
 from vitsense.schemas import STATISTIC_WORDS
@@ -39,7 +40,7 @@ def predictors(source: Source, model: str) -> Section | None:
     title = "What predicts the sensitivity"
     if sentence is None:
         if not ended_early(source):
-            return None
+            return _without(source, model)
         words = completing(source, "Statistics were not compared with the divergence")
         return Section(key=f"predictors-{place}", title=title, blocks=(words,))
     text = sentence.removeprefix(f"{model}: ")
@@ -52,6 +53,19 @@ def predictors(source: Source, model: str) -> Section | None:
     if (rows["scope"] != "all").any():
         blocks.append(_by_role(rows))
     return Section(key=f"predictors-{place}", title=title, blocks=tuple(blocks))
+
+
+def _without(source: Source, model: str) -> Section | None:
+    """Why statistics were not compared: modes that estimate have nothing to compare them with."""
+    mode = source.record["settings"].get("mode")
+    if mode not in ("fast", "hessian"):
+        return None
+    text = (
+        f"Not known here: mode {mode} estimates single modules, and statistics are compared with "
+        "what was measured. The same command with --mode adaptive does, in a folder of its own."
+    )
+    key = f"predictors-{source.keys.index(model)}"
+    return Section(key=key, title="What predicts the sensitivity", blocks=(Words(text=text),))
 
 
 _METHOD = (
