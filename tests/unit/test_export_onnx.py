@@ -130,6 +130,13 @@ def _elements(fixed: FixedModel, batch: torch.Tensor) -> dict[str, int]:
     return found
 
 
+def test_of_a_plan_of_weights_alone_there_are_no_sites_to_compare(exported: Any) -> None:
+    fixed, graph, _, _ = exported
+    weights = FixedModel(fixed.model, fixed.catalog, fixed.weights, {})
+    assert compare_sites(weights, graph, images(1)) == []
+    assert summary([])["conclusion"] == "the plan rounds weights alone"
+
+
 def test_a_scale_that_is_one_percent_off_is_no_tie(exported: Any) -> None:
     fixed, graph, raw, _ = exported
     names = [site.site for site in compare_sites(fixed, graph, images(1))]

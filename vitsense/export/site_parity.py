@@ -122,6 +122,8 @@ def summary(sites: Sequence[SiteDifference]) -> dict[str, Any]:
             f"{len(suspicious)} of {len(sites)} sites differ by more than ties, the first is "
             f"{first.site}: {explained(first.alone, first.values)}"
         )
+    elif not sites:
+        says = "the plan rounds weights alone"
     elif not total.differing:
         says = f"all {values} codes are those of torch"
     else:
@@ -149,6 +151,8 @@ def compare_sites(fixed: FixedModel, graph: Any, images: Tensor) -> list[SiteDif
         images: `(B, 3, H, W)`.
     """
     names = named_sites(graph, _executed(fixed, images[:1]))
+    if not names:  # the plan rounds weights alone
+        return []
     running = Session(write_graph(showing(graph, names)), names)
     alone = Session(write_graph(taking(graph, names)), names)
     wide = in_double(fixed)
