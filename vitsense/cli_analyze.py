@@ -18,6 +18,7 @@ from vitsense.cli_output import (
     emit,
     emit_json,
     emit_verdict,
+    free_folder,
     json_option,
     progress_options,
     session,
@@ -103,6 +104,7 @@ def analyze(
         if session().speaks:
             _emit_forecast(settings, probe=probe, as_json=as_json)
         return
+    free_folder(out)
     with _team() as team, showing(progress_style, quiet) as progress, _tracebacks_kept(out):
         from vitsense.analyze import run_analysis
 
@@ -136,6 +138,7 @@ def demo(*, out: Path | None, progress_style: str, quiet: bool, as_json: bool) -
 
     Takes about two minutes on two CPU cores and needs no network.
     """
+    free_folder(out)
     from vitsense.demo import run_demo
 
     with showing(progress_style, quiet) as progress, _tracebacks_kept(out):

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from vitsense.errors import GateFailedError, InputMissingError
+from vitsense.in_use import refuse_in_use
 from vitsense.progress import Progress, ProgressStyle, make_progress
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder
 from vitsense.team import Place
@@ -181,6 +182,16 @@ def summary(run: RunFolder) -> dict[str, Any]:
         "warnings": list(record.get("warnings", ())),
         "models": [entry.get("key") for entry in record.get("models", ())],
     }
+
+
+def free_folder(out: Path | None) -> None:
+    """Refuse a folder that another command writes into, in a second and not after loading torch.
+
+    Raises:
+        InUseError: one does.
+    """
+    if out is not None and session().place.rank == 0:  # the others leave it to the first process
+        refuse_in_use(out)
 
 
 def emit_verdict(run: RunFolder) -> None:

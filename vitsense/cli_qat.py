@@ -14,6 +14,7 @@ from vitsense.cli_output import (
     emit,
     emit_json,
     find_run,
+    free_folder,
     json_option,
     progress_options,
     session,
@@ -140,6 +141,7 @@ def qat(
 
     The same command continues an interrupted training; the result is bit for bit the same.
     """
+    free_folder(out)
     from vitsense.analyze import pick_device
 
     if (plan_path is None) == (bits is None):

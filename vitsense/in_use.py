@@ -44,6 +44,19 @@ def sole_writer(place: Path, progress: Progress = NO_PROGRESS) -> Iterator[None]
         yield
 
 
+def refuse_in_use(place: Path) -> None:
+    """Refuse a folder that another process writes into now, before a program loads what it needs.
+
+    Nothing is locked afterwards: that is `sole_writer`'s.
+
+    Raises:
+        InUseError: another process writes there.
+    """
+    if (place / _LOCK).exists():
+        with _locked(place / _LOCK, place, NO_PROGRESS):
+            pass
+
+
 @contextmanager
 def sole_writer_of(file: Path, progress: Progress = NO_PROGRESS) -> Iterator[None]:
     """The same for one file, whose folder others may use.

@@ -24,7 +24,10 @@ SETTINGS = AnalyzeSettings(
     batch=12,
     mode=SweepMode.EXACT,
 )
-SHORT = dataclasses.replace(SETTINGS, images=8, calibration=6, bits=(4, 2), batch=4, refine=1)
+NET = ModelRequest(name="small_models:glyph_net")
+SHORT = dataclasses.replace(
+    SETTINGS, model=NET, images=8, calibration=6, bits=(4, 2), batch=4, refine=1
+)
 TINY = dataclasses.replace(SETTINGS, images=4, calibration=4, bits=(8,), batch=4, refine=0)
 TABLES = (
     "modules", "statistics", "sensitivity", "grids", "groups", "joint", "additivity", "refinement",
@@ -103,7 +106,7 @@ def test_a_finished_run_is_not_measured_again(finished: RunFolder) -> None:
     assert (finished.path / "state.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("after", [1, 30, 46])
+@pytest.mark.parametrize("after", [1, 12, 30])
 def test_an_interrupted_run_continues_to_the_same_tables(
     short: RunFolder, tmp_path: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,13 +129,14 @@ def test_an_unfinished_run_is_found_without_its_name(tmp_path: Path, monkeypatch
         calls.append(record)
         append(self, record)
 
+    settings = dataclasses.replace(TINY, model=NET)
     monkeypatch.setattr(RunFolder, "append_state", interrupting)
     with pytest.raises(KeyboardInterrupt):
-        run_analysis(TINY, root=tmp_path)
+        run_analysis(settings, root=tmp_path)
     monkeypatch.undo()
     (cut,) = RunFolder.all_in(tmp_path)
-    assert run_analysis(TINY, root=tmp_path).path == cut.path
-    assert run_analysis(TINY, root=tmp_path).path != cut.path  # a finished one is not reused
+    assert run_analysis(settings, root=tmp_path).path == cut.path
+    assert run_analysis(settings, root=tmp_path).path != cut.path  # a finished one is not reused
 
 
 @pytest.mark.parametrize(

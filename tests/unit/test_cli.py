@@ -379,7 +379,7 @@ def test_completion_knows_options() -> None:
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "vitsense", "models"],
+        [sys.executable, "-m", "vitsense", "completion", "bash"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

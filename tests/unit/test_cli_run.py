@@ -26,7 +26,7 @@ from vitsense.plan.plan import Plan
 from vitsense.runfolder import RunFolder
 from vitsense.schemas import SCHEMAS
 
-_SMALL = ["--model", "zoo/glyph_resnet", "--images", "12", "--calibration", "8"]
+_SMALL = ["--model", "zoo/glyph_resnet", "--images", "8", "--calibration", "4"]
 _SMALL += ["--refine", "0"]
 _TINY = ["--model", "zoo/glyph_resnet", "--images", "4", "--calibration", "4", "--bits", "8"]
 _TINY += ["--refine", "0"]
@@ -390,7 +390,7 @@ def test_a_plan_that_is_searched_for_later_is_the_one_that_analyze_finds(
     capsys.readouterr()
     assert cli.run(["plan", str(run), *_SEARCH, "-q"]) == 0
     out = capsys.readouterr().out
-    assert "measured as a whole on 12 images" in out
+    assert "measured as a whole on 8 images" in out
     wanted, found = (Plan.load(folder / "plan.json") for folder in (whole, run))
     assert found.formats == wanted.formats
     assert found.measured == wanted.measured

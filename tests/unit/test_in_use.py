@@ -13,11 +13,21 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from qat_jobs import CPU, RESNET, request
 
 from vitsense import cli
+from vitsense.analyze import run_analysis
 from vitsense.errors import InUseError
 from vitsense.in_use import sole_writer, sole_writer_of
+from vitsense.models import load_model
+from vitsense.plan.plan import Plan
 from vitsense.progress import NoProgress
+from vitsense.qat.ablate import ablate
+from vitsense.qat.distill import DistillSettings, distill
+from vitsense.qat.train import train
+from vitsense.qat.training_images import training_source
+from vitsense.settings import AnalyzeSettings, ModelRequest
+from vitsense.trainings import TrainingFolder
 
 _HOLDING = """
 import sys, time
@@ -86,12 +96,30 @@ def test_commands_refuse_a_folder_in_use_before_they_begin(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+
+    def load(*_: object, **__: object) -> None:
+        pytest.fail("models were loaded before")
+
+    monkeypatch.setattr("vitsense.models.load_model", load)
     with sole_writer(Path("there")):  # a lock is of an opened file, so one process has two as well
         assert cli.run(arguments.split()) == 2
         assert f"there is in use by process {os.getpid()} since" in capsys.readouterr().err
         left = {path.name for path in Path("there").iterdir()}
         assert left == {".lock", ".lock.json"}
     assert not Path("there").exists()
+
+
+def test_analyses_and_trainings_lock_their_folder_whoever_starts_them(tmp_path: Path) -> None:
+    with sole_writer(tmp_path):
+        with pytest.raises(InUseError):
+            run_analysis(AnalyzeSettings(model=ModelRequest(name="glyph_resnet")), out=tmp_path)
+        with pytest.raises(InUseError):
+            train(request(Plan(modules=())), TrainingFolder(tmp_path), CPU)
+        with pytest.raises(InUseError):
+            ablate(request(Plan(modules=())), tmp_path, CPU, [0])
+    with sole_writer_of(tmp_path / "bank"), pytest.raises(InUseError):
+        teacher, source = load_model(RESNET, CPU), training_source(None, 2)
+        distill(teacher, source, tmp_path / "bank", DistillSettings(crops=1), CPU)
 
 
 def test_a_start_that_is_refused_leaves_no_folder(

@@ -17,7 +17,7 @@ from vitsense.runfolder import RunFolder
 from vitsense.settings import AnalyzeSettings, ModelRequest, SweepMode
 
 SETTINGS = AnalyzeSettings(
-    model=ModelRequest(name="glyph_resnet"),
+    model=ModelRequest(name="small_models:glyph_net"),
     images=16,
     calibration=8,
     bits=(8, 3),
