@@ -20,6 +20,7 @@ from vitsense.cli_output import (
     emit_verdict,
     free_folder,
     json_option,
+    present,
     progress_options,
     session,
     showing,
@@ -100,6 +101,7 @@ def analyze(
     torchrun --nproc-per-node=4 -m vitsense analyze ...
     """
     settings = settings_from(**values)
+    present(settings.data, settings.calibration_data)
     if dry_run:
         if session().speaks:
             _emit_forecast(settings, probe=probe, as_json=as_json)

@@ -13,6 +13,7 @@ from vitsense.cli_output import (
     emit,
     emit_json,
     json_option,
+    present,
     progress_options,
     session,
 )
@@ -73,6 +74,7 @@ def distill(
     About 29 bytes per crop at --top 5. The same command continues an interrupted bank. Under
     torchrun, or with --shard, every process writes its own file; --labels takes the common name.
     """
+    present(data)
     from vitsense.analyze import pick_device
     from vitsense.models import load_model
     from vitsense.qat.bank_file import record_type

@@ -17,10 +17,12 @@ from typing import Any, TypeVar
 import click
 
 from vitsense.errors import GateFailedError, InputMissingError
+from vitsense.image_files import existing
 from vitsense.in_use import refuse_in_use
 from vitsense.progress import Progress, ProgressStyle, make_progress
 from vitsense.runfolder import DEFAULT_ROOT, RunFolder
 from vitsense.team import Place
+from vitsense.timm_images import is_timm_spec
 
 RESULT_SCHEMA = "vitsense.result/1"
 """Schema of what ``--json`` prints."""
@@ -192,6 +194,17 @@ def free_folder(out: Path | None) -> None:
     """
     if out is not None and session().place.rank == 0:  # the others leave it to the first process
         refuse_in_use(out)
+
+
+def present(*specs: str | None) -> None:
+    """Refuse images that are not there, in a second and not after loading torch and models.
+
+    Raises:
+        InputMissingError: one of them is not there.
+    """
+    for spec in specs:
+        if spec is not None and spec != "generated" and not is_timm_spec(spec):
+            existing(spec)
 
 
 def emit_verdict(run: RunFolder) -> None:

@@ -16,6 +16,7 @@ from vitsense.cli_output import (
     find_run,
     free_folder,
     json_option,
+    present,
     progress_options,
     session,
 )
@@ -142,6 +143,7 @@ def qat(
     The same command continues an interrupted training; the result is bit for bit the same.
     """
     free_folder(out)
+    present(options["data"], options["eval_data"])
     from vitsense.analyze import pick_device
 
     if (plan_path is None) == (bits is None):

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +15,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vitsense.errors import InputMissingError, UserInputError
+from vitsense.errors import UserInputError
 from vitsense.glyphs import GLYPH_CLASSES, render_glyph
-from vitsense.image_files import FolderStore, Store, TarStore, list_images
+from vitsense.image_files import FolderStore, Store, TarStore, existing, list_images
 from vitsense.preprocessing import Preprocessing
 from vitsense.timm_images import is_timm_spec, open_timm_images
 
@@ -109,13 +108,7 @@ def open_source(spec: str | None, *, at_most: int = 2000) -> ImageSource:
         return _generated()
     if is_timm_spec(spec):
         return _from_timm(spec, at_most)
-    path = Path(spec)
-    if not path.exists():
-        raise InputMissingError(
-            f"There is no folder or archive {spec!r}. --data takes a folder of class folders, a "
-            "folder of images (with labels.csv if there are labels), a .tar of either, or a timm "
-            "data set such as hfds/NAME."
-        )
+    path = existing(spec)
     store: Store = FolderStore(path) if path.is_dir() else TarStore(path)
     listing = list_images(store, str(path))
 

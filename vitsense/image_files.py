@@ -25,6 +25,22 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, b
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
+def existing(spec: str) -> Path:
+    """The folder or archive of images that ``--data`` names.
+
+    Raises:
+        InputMissingError: it is not there.
+    """
+    path = Path(spec)
+    if not path.exists():
+        raise InputMissingError(
+            f"There is no folder or archive {spec!r}. --data takes a folder of class folders, a "
+            "folder of images (with labels.csv if there are labels), a .tar of either, or a timm "
+            "data set such as hfds/NAME."
+        )
+    return path
+
+
 class Store(Protocol):
     """Named files, wherever they are."""
 

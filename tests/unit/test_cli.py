@@ -202,7 +202,7 @@ def test_data_that_is_not_there_is_exit_3(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("model", "data", "code", "said"),
-    [("no-such-model", "absent-folder", 2, "no-such-model"), ("deit_t", "absent", 3, "absent")],
+    [("no-such-model", ".", 2, "no-such-model"), ("deit_t", "absent", 3, "absent")],
 )
 def test_names_and_data_are_checked_before_weights_are_fetched(
     capsys: pytest.CaptureFixture[str],

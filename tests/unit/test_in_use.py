@@ -130,7 +130,16 @@ def test_a_start_that_is_refused_leaves_no_folder(
     assert cli.run([*qat, "--out", "q/zero", "--images", "0"]) == 2
     assert cli.run([*qat, "--out", "q/bank", "--labels", "none.bank"]) == 3
     assert cli.run([*qat, "--out", "q/new", "--images", "8", "--batch-size", "8", "--resume"]) == 3
-    assert cli.run(["analyze", "--model", "zoo/glyph_swin", "--data", "none", "--out", "a"]) == 3
+
+    def load(*_: object, **__: object) -> None:
+        pytest.fail("a model was loaded before")
+
+    monkeypatch.setattr("vitsense.analyze.load_model", load)
+    monkeypatch.setattr("vitsense.models.load_model", load)
+    for command in ("analyze --model", "distill --teacher", "qat --bits 4 --model"):
+        words = [*command.split(), "zoo/glyph_swin", "--data", "none", "--out", "a"]
+        assert cli.run(words) == 3
+        assert "There is no folder or archive 'none'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     capsys.readouterr()
 
