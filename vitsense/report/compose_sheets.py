@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitsense.report.formatters import number, percent, short, visible
+from vitsense.report.formatters import number, percent, short, signs, spelled, visible
 from vitsense.report.remedy import shown, tried
 from vitsense.report.sheet import (
     SPARK_HEIGHT,
@@ -89,7 +89,7 @@ def _causes(source: Source, model: str) -> dict[str, tuple[Cause, ...]]:
         name = str(row["module"])
         made = Cause(
             cause=visible(str(row["cause"])),
-            evidence=visible(str(row["detail"])),
+            evidence=visible(spelled(signs(str(row["detail"])))),
             remedy=visible(tried(row)),
             shown=shown(row),
         )
@@ -217,9 +217,9 @@ def _spark(reach: NDArray[np.float64]) -> tuple[int, ...]:
 
 def _channel_words(reach: NDArray[np.float64]) -> str:
     middle = float(np.median(reach))
-    if middle <= 0:
+    ratios = reach / middle if middle > 0 else reach
+    if middle <= 0 or number(float(ratios.max())) == "1.0":
         return ""
-    ratios = reach / middle
     worst = int(ratios.argmax())
     beyond = int((ratios >= STANDS_OUT).sum())
     words = (

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitsense.decimals import MINUS, short
 from vitsense.formats import FormatLike, NumberFormat, format_of
 from vitsense.numerics.fake_quant import AnyGrid, fake_quantize
 from vitsense.numerics.floats import FloatGrid, float_grid
@@ -143,7 +144,9 @@ def _activation(site: Site, seen: SiteStatistics, chosen: RangeMethod) -> Iterat
     low, high = float(seen.tensor.minimum[0]), float(seen.tensor.maximum[0])
     if low < 0 < high and -low < NEGATIVE_FLOOR * high:
         skewness = _number(seen.tensor.skewness[0])
-        detail = f"from {low:.3g} to {high:.3g}, skewness {skewness:.1f}: as after GELU; {_AFFINE}"
+        detail = (
+            f"from {_two(low)} to {_two(high)}, skewness {skewness:.1f}: as after GELU; {_AFFINE}"
+        )
         yield _cause(site, "one-sided input", -low / high, detail, Remedy.MORE_BITS)
     if chosen is not RangeMethod.MINMAX:
         return  # the range in use ends before what is hardly used
@@ -159,7 +162,7 @@ def _probabilities(site: Site, seen: SiteStatistics) -> Cause:
     """Attention probabilities: nearly all small, a few large."""
     middle, top = seen.histogram.quantile(0.5), float(seen.tensor.maximum[0])
     ratio = top / max(middle, 1e-12)
-    detail = f"the largest probability is {top:.2g}, half of them are below {middle:.2g}"
+    detail = f"the largest probability is {_two(top)}, half of them are below {_two(middle)}"
     return _cause(site, "power-law probabilities", ratio, detail, Remedy.LOG2)
 
 
@@ -276,3 +279,8 @@ def _scale_shape(site: Site, seen: SiteStatistics) -> tuple[int, ...]:
     sizes = [1] * -site.head_axis
     sizes[0], sizes[axis] = seen.heads.groups, -1
     return tuple(sizes)
+
+
+def _two(value: float) -> str:
+    """Two digits, with the signs of a file: ``0.90``, ``-0.17``, ``2.4e-5``."""
+    return short(value).replace(MINUS, "-")
