@@ -79,11 +79,16 @@ def _groups_of_one(modules: pd.DataFrame, groups: pd.DataFrame) -> Iterator[Know
         & (groups["status"] == "measured")
         & groups["by"].isin(["module", "role", "block", "stage"])
     ]
+    members: dict[tuple[str, str, str], list[str]] = {}
+    for by in alone["by"].unique():
+        for model, group, name in zip(
+            modules["model"], modules[by], modules["module"], strict=True
+        ):
+            members.setdefault((model, by, group), []).append(name)
     for row in alone.to_dict("records"):
-        of = modules[(modules["model"] == row["model"]) & (modules[row["by"]] == row["group"])]
+        of = members.get((row["model"], row["by"], row["group"]), [])
         if len(of) == 1:
-            name = str(of["module"].iloc[0])
-            yield (row["model"], name, row["part"], row["format"]), row
+            yield (row["model"], of[0], row["part"], row["format"]), row
 
 
 def _before_remedies(causes: pd.DataFrame) -> Iterator[Known]:
