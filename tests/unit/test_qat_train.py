@@ -32,6 +32,7 @@ from vitsense.qat import resume
 from vitsense.qat.distill import DistillSettings, distill
 from vitsense.qat.engine import Engine
 from vitsense.qat.policy import resolved_policy
+from vitsense.qat.result import TrainingLog
 from vitsense.qat.stopping import stop_between_steps
 from vitsense.qat.train import train
 from vitsense.qat.training_images import training_source
@@ -330,6 +331,9 @@ def test_activations_first_leaves_weights_in_float_until_the_end(
     state = load_file(made.path / "last.safetensors")
     assert any(key.endswith("conv1:weight.scale") for key in state)
     assert record["last"]["top1"] > 50
+    assert made.metrics("oscillation") == []  # no weight was rounded while it trained
+    TrainingLog(made, writes=True).movement({}, {}, {})
+    assert not (made.path / "movement.csv").exists()
 
 
 def test_accumulation_in_parts_gives_the_same_training(plan: Plan, tmp_path: Path) -> None:

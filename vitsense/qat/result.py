@@ -66,8 +66,10 @@ class TrainingLog:
         after: Mapping[str, WeightFacts],
         shares: Mapping[str, float],
     ) -> None:
-        """Write ``movement.csv``."""
+        """Write ``movement.csv``; nothing where no weight is rounded."""
         frame = pd.DataFrame(movement_rows(before, after, shares))
+        if frame.empty:
+            return
         atomic_write(self._folder.path / "movement.csv", frame.to_csv(index=False))
 
     def sensitivities(

@@ -303,7 +303,8 @@ def _engine(
 
     def look(step: int) -> None:
         place = {"step": step, "epoch": step / per_epoch}
-        job.log.write(oscillation_row(steadying.tracker) | place)
+        if list(steadying.tracker):  # a training of activations has no rounded weight to watch
+            job.log.write(oscillation_row(steadying.tracker) | place)
         job.log.write(scales_row(quantized) | place)
 
     engine = Engine(
