@@ -20,7 +20,7 @@ def accuracy(top1: float, drop: float) -> dict[str, Any]:
 def add_training(run: Path, digest: str, name: str = "demo", **changes: Any) -> TrainingFolder:
     """Write a training of the weights ``digest`` with two modules, named ``a.<b>`` and ``c``."""
     folder = TrainingFolder.at(training_path(run, name))
-    rows = [{"kind": "train", "step": s, "loss": 3.0 - s / 10, "lr": 0.1} for s in (1, 10, 20)]
+    rows = [{"kind": "train", "step": s, "loss": 3.0 - s / 10, "lr": 0.1} for s in (1, 10, 15, 20)]
     for step in (0, 10, 20):
         rows.append({"kind": "evaluation", "step": step, **accuracy(70 + step, 25 - step)})
         share = {"a.<b>": step / 1000, "c": 0.0}

@@ -7,6 +7,7 @@ from itertools import combinations
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from vitsense.report.labels import label_ends, place_labels
 
@@ -63,6 +64,17 @@ def test_names_of_lines_that_end_together_move_apart() -> None:
     axes.set_ylim(0, 10)
     label_ends(axes, [(f"line {k}", 1.0, height, "k") for k, height in enumerate((5, 5.1, 9, 5))])
     canvas.draw()
-    boxes = [text.get_window_extent() for text in axes.texts]
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the lines to them
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
     assert boxes[2].y0 > max(box.y1 for k, box in enumerate(boxes) if k != 2)
+
+
+def test_names_of_lines_stay_as_near_as_others_let_them() -> None:
+    figure = Figure(figsize=(7.0, 3.1), layout="constrained")
+    axes = figure.subplots()
+    axes.set_ylim(0, 10)
+    label_ends(axes, [(f"line {k}", 1.0, height, "k") for k, height in enumerate((5, 5, 5, 9))])
+    away = [text.xyann[1] for text in axes.texts]
+    assert away[:3] == pytest.approx([-10.0, 0.0, 10.0])  # around their ends, not above them
+    assert away[3] == 0
+    assert all(text.arrow_patch for text in axes.texts)  # those that moved are led back

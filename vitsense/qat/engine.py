@@ -38,8 +38,8 @@ from vitsense.qat.teacher import Teacher
 from vitsense.sensitivity.interval import Interval
 from vitsense.trainings import TrainingFolder
 
-LOG_EVERY = 10
-"""Steps between two rows of the training log."""
+LOG_EVERY, LOG_ROWS = 10, 20
+"""Steps between two rows of the training log, and rows that a short training has if it can."""
 
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 10.0, 0.02
 """Time between two checkpoints at least, and what part of the time writing them may take."""
@@ -150,7 +150,8 @@ class Engine:
         self._train_mode()
         rate = learning_rate(recipe, step, self.steps)
         set_learning_rate(self.optimizer, rate)
-        logged = step % LOG_EVERY == 0 or step + 1 == self.steps
+        often = max(1, min(LOG_EVERY, self.steps // LOG_ROWS))
+        logged = step % often == 0 or step + 1 == self.steps
         loss, row = self._backward(batch, logged=logged)
         self._check_loss(loss, batch)
         if recipe.clip:

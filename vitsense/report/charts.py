@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitsense.report.drawing import COLOURS, INK, MARKERS, Picture, drawn, legend, plain_ticks
+from vitsense.report.drawing import (
+    COLOURS,
+    INK,
+    MARKERS,
+    Picture,
+    drawn,
+    legend,
+    no_ticks,
+    plain_ticks,
+    whole_ticks,
+)
+from vitsense.report.formatters import number
 from vitsense.report.labels import label_ends, place_labels
 from vitsense.report.section import Chart, Series, Shape
 
@@ -14,17 +25,23 @@ if TYPE_CHECKING:
 
 _BAR = 0.2  # inches of height of one bar
 _LONGEST = 48  # characters of a bar's label
+_APART = 0.24  # rows between the marks of one row
+_TICKS = (-30, -10, -3, -1, 0, 0.5, 1, 3, 10, 30, 100)  # of an axis that is linear below 1
 
 
 def chart_picture(chart: Chart, models: Sequence[str]) -> Picture:
     """Draw a chart; series with a model's number take its colour and marker."""
-    bars = chart.shape is Shape.BARS
+    bars = chart.shape in {Shape.BARS, Shape.DOTS}
     count = sum(len(series.y) for series in chart.series)
+    if chart.shape is Shape.DOTS:
+        count = len({place for series in chart.series for place in series.x})
     height = max(1.6, _BAR * count + 0.9) if bars else 3.1
 
     def draw(axes: Sequence[Axes]) -> None:
         (ax,) = axes
-        if bars:
+        if chart.shape is Shape.DOTS:
+            _dots(ax, chart)
+        elif bars:
             _bars(ax, chart)
         else:
             _points(ax, chart)
@@ -65,6 +82,8 @@ def _points(ax: Axes, chart: Chart) -> None:
     if chart.log_x:
         ax.set_xscale("log")
         plain_ticks(ax.xaxis, log=True)
+    elif chart.shape is Shape.LINE and all(x.is_integer() for s in chart.series for x in s.x):
+        ax.xaxis.set_major_locator(whole_ticks())
     if chart.log_y:
         ax.set_yscale("log")
         plain_ticks(ax.yaxis, log=True)
@@ -104,3 +123,46 @@ def _bars(ax: Axes, chart: Chart) -> None:
     if chart.log_x:
         ax.set_xscale("log")
         plain_ticks(ax.xaxis, log=True)
+
+
+def _dots(ax: Axes, chart: Chart) -> None:
+    """Rows from top to bottom; the marks of one row stand a little above each other."""
+    rows: dict[float, str] = {}
+    for k, series in enumerate(chart.series):
+        places = [x + _APART * (k - (len(chart.series) - 1) / 2) for x in series.x]
+        colour = _colour(series)
+        if series.low:
+            ax.hlines(places, series.low, series.high, color=colour, alpha=0.6, linewidth=1.1)
+        ax.plot(
+            series.y,
+            places,
+            linestyle="none",
+            marker=MARKERS[k % len(MARKERS)],
+            markersize=5,
+            color=colour,
+            markerfacecolor="none" if k == 0 and len(chart.series) > 2 else colour,
+            clip_on=False,
+            label=series.name,
+        )
+        rows |= dict(zip(series.x, series.labels, strict=True))
+    labels = [rows[x] for x in sorted(rows)]
+    ax.set_yticks(
+        sorted(rows),
+        [t if len(t) <= _LONGEST else f"{t[: _LONGEST - 1]}…" for t in labels],
+        fontsize=8,
+    )
+    ax.set_ylim(max(rows) + 0.6, min(rows) - 0.6)
+    if chart.log_x:
+        ax.set_xscale("symlog", linthresh=1.0)
+        low, high = ax.get_xlim()
+        ticks = [t for t in _TICKS if low <= t <= high]
+        ax.set_xticks(ticks, [number(t, 1 if t == 0.5 else 0) for t in ticks])
+        ax.xaxis.set_minor_locator(no_ticks())
+    if len(chart.series) > 1 and len(rows) > len(chart.series):
+        ax.figure.legend(
+            *ax.get_legend_handles_labels(),
+            frameon=False,
+            fontsize=8.5,
+            loc="outside upper left",
+            ncols=len(chart.series),
+        )

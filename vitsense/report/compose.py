@@ -12,6 +12,7 @@ from vitsense.compare.harder import HARDER
 from vitsense.decimals import listed
 from vitsense.formats import Family, format_of
 from vitsense.report.chapters import run_chapters
+from vitsense.report.chapters.training import training_warnings
 from vitsense.report.chapters.unfinished import COMPLETE, completing_command, ended_early
 from vitsense.report.compose_model import compose_model
 from vitsense.report.compose_words import glossary
@@ -48,7 +49,7 @@ def compose(run: RunFolder) -> Document:
             f"Which modules of {listed([entry['key'] for entry in entries])} break when they are "
             "quantized, and how many bits does each need?"
         ),
-        warnings=_warnings(record),
+        warnings=_warnings(source),
         images=int(record["data"]["evaluation"]),
         bits=comparison.format.bits if comparison else 0,
         at=comparison.format.words if comparison else "",
@@ -72,9 +73,10 @@ def _findings(
     return [f for f in found if not f.key.endswith(ADDITIVITY)]  # a chapter of each model has it
 
 
-def _warnings(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """The run's own, and that it is not finished; random weights come before everything."""
-    found = list(record.get("warnings", ()))
+def _warnings(source: Source) -> tuple[str, ...]:
+    """The run's own, its trainings', that it is not finished; random weights before everything."""
+    record = source.record
+    found = [*record.get("warnings", ()), *training_warnings(source)]
     if record.get("status") != "complete":
         found.insert(0, f"This run is not finished ({record.get('status')}); results are partial.")
     return tuple(sorted(found, key=lambda warning: not warning.startswith("Random weights")))

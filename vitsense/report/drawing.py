@@ -140,6 +140,13 @@ def no_ticks() -> Any:
     return NullLocator()
 
 
+def whole_ticks() -> Any:
+    """For an axis that counts: no ticks between whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=9, steps=[1, 2, 2.5, 5, 10], integer=True)
+
+
 def _broken(name: str) -> str:
     """A name on lines that fit a narrow panel, broken after dots, dashes and underscores."""
     lines = [""]

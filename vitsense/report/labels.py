@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 _LETTER, _LINE = 0.62, 1.25  # width and height of a letter, of its size
 _GAP = 5.0  # points between a mark and its name
 _STEP = 2.0  # points between two looks along a line
+_NEAR = 6.0  # points that the name of a line may stand above or below its end
 _STRAY = 60.0  # cost of a name that is nearer to another mark, in covered spots
 
 Box = tuple[float, float, float, float]
@@ -78,23 +79,40 @@ def label_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> Non
     """
     _settle(axes)
     size = 8.0
-    placed = sorted((_points(axes, x, y)[1], k) for k, (_, x, y, _) in enumerate(ends))
-    bottoms: dict[int, float] = {}
-    least = float("-inf")
-    for height, k in placed:
-        least = max(height, least)
-        bottoms[k] = least - height
-        least += size * _LINE
+    heights = [_points(axes, x, y)[1] for _, x, y, _ in ends]
+    order, places = _apart(heights, size * _LINE)
+    moved = {k: place - heights[k] for k, place in zip(order, places, strict=True)}
+    # names that had to go away from their lines are led back to them
+    led = any(abs(away) > _NEAR for away in moved.values())
     for k, (name, x, y, colour) in enumerate(ends):
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
         axes.annotate(
             name,
             (x, y),
-            xytext=(5, bottoms[k]),
+            xytext=(18 if led else 5, moved[k]),
             textcoords="offset points",
             fontsize=size,
             va="center",
             color=colour,
+            arrowprops=line if led else None,
         )
+
+
+def _apart(heights: Sequence[float], least: float) -> tuple[list[int], list[float]]:
+    """Order from below, and the places nearest to ``heights`` that are ``least`` apart.
+
+    Source: pool adjacent violators (Barlow et al. 1972), on heights less ``least`` for every rank.
+    """
+    order = sorted(range(len(heights)), key=lambda k: (heights[k], k))
+    pools: list[tuple[float, int]] = []  # sum and number
+    for rank, k in enumerate(order):
+        total, number = heights[k] - least * rank, 1
+        while pools and pools[-1][0] / pools[-1][1] > total / number:
+            total, number = total + pools[-1][0], number + pools[-1][1]
+            pools.pop()
+        pools.append((total, number))
+    levels = [total / number for total, number in pools for _ in range(number)]
+    return order, [level + least * rank for rank, level in enumerate(levels)]
 
 
 def _points(axes: Any, x: float, y: float) -> tuple[float, float]:

@@ -29,10 +29,20 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Caution:
+    """Sentences that nobody who reads on should miss."""
+
+    texts: tuple[str, ...]
+    kind: str = "caution"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """Names and values."""
 
     rows: tuple[tuple[str, str], ...]
+    title: str = ""
+    """What they are about, where the chapter's name does not say it."""
     kind: str = "facts"
 
 
@@ -84,6 +94,9 @@ class Shape(str, Enum):
     POINTS = "points"
     LINE = "line"
     BARS = "bars"
+    DOTS = "dots"
+    """A row for every label, and on it a mark with its interval; ``x`` is the row, ``y`` the value.
+    With ``log_x`` the axis is linear below 1 and logarithmic above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +136,7 @@ class Chart:
     kind: str = "chart"
 
 
-Block = Words | Finding | Facts | Table | Chart
+Block = Words | Finding | Caution | Facts | Table | Chart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,37 +5,65 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from vitsense.decimals import listed
+from vitsense.plan.plan import Plan
+from vitsense.report.chapters.trained import (
+    Kind,
+    Planned,
+    Trained,
+    by_plan,
+    drop_shown,
+    gain_shown,
+    named,
+    shown,
+    value_of,
+    what,
+)
+from vitsense.report.chapters.training_chart import reached
 from vitsense.report.chapters.training_curves import details
-from vitsense.report.formatters import difference, loss_of
-from vitsense.report.formatters import number as decimal
-from vitsense.report.section import Block, Chart, Section, Series, Shape, Table
+from vitsense.report.chapters.training_table import in_short, same_for_all, table_of
+from vitsense.report.section import Block, Caution, Finding, Section, Words
 from vitsense.trainings import TrainingFolder
 
 if TYPE_CHECKING:
     from vitsense.report.source import Source
 
+TITLE = "Trained at these bits"
+"""Name of the chapter."""
+
 
 def training(source: Source, model: str) -> Section | None:
     """What training the model's quantized form gave; None where it was not trained."""
-    return training_chapter(trainings_of(source, model), source.keys.index(model))
+    number = source.keys.index(model)
+    return training_chapter(trainings_of(source, model), number, _recommended(source, model))
 
 
 def training_chapter(
-    found: Sequence[tuple[TrainingFolder, dict[str, Any]]], number: int
+    found: Sequence[tuple[TrainingFolder, dict[str, Any]]],
+    number: int,
+    recommended: Mapping[str, str] | None = None,
 ) -> Section | None:
     """The chapter about finished trainings of one model; None without any.
 
     Args:
         found: Their folders and records.
         number: The model's colour.
+        recommended: Module -> format of the run's plan, if there is one.
     """
     if not found:
         return None
-    blocks: list[Block] = [_summary([record for _, record in found]), _reached(found, number)]
-    # details of the one that was finished last
-    folder, record = max(found, key=lambda pair: (pair[0].path / "qat.json").stat().st_mtime)
-    blocks += details(folder, record, number)
-    return Section(key=f"training-{number}", title="Trained at these bits", blocks=tuple(blocks))
+    plans = by_plan(named(found), recommended)
+    trainings = [one for plan in plans for one in plan.trainings]
+    blocks: list[Block] = [_finding(plan) for plan in plans]
+    blocks += _cautions(trainings)
+    if len(trainings) > 1:
+        blocks.append(Words(text=same_for_all(trainings)))
+    blocks += [table_of(plans), reached(plans, number)]
+    chosen, why = _in_detail(plans)
+    if len(trainings) > 1:
+        blocks += [in_short(trainings), Words(text=why)]
+    blocks += details(chosen.folder, chosen.record, number, chosen.name)
+    return Section(key=f"training-{number}", title=TITLE, blocks=tuple(blocks))
 
 
 def trainings_of(source: Source, model: str) -> list[tuple[TrainingFolder, dict[str, Any]]]:
@@ -50,116 +78,133 @@ def trainings_of(source: Source, model: str) -> list[tuple[TrainingFolder, dict[
     return found
 
 
-def _value(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Accuracy, or without labels agreement, with its interval, percent."""
-    key = "top1" if row.get("top1") is not None else "agreement"
-    return float(row[key]), float(row[f"{key}_low"]), float(row[f"{key}_high"])
+def training_warnings(source: Source) -> list[str]:
+    """For the first screen: that trainings made a recommended plan worse."""
+    found = []
+    for model in source.keys:
+        plans = by_plan(named(trainings_of(source, model)), _recommended(source, model))
+        for plan in plans:
+            worse = [one.name for one in plan.trainings if one.kind is Kind.WORSE]
+            if not plan.recommended or not worse:
+                continue
+            number = len(plan.trainings)
+            which = f"Training {worse[0]}" if number == 1 else f"{len(worse)} of {number} trainings"
+            names = "" if number == 1 else f" ({listed(worse)})"
+            found.append(
+                f"{which} made the recommended plan of {model} worse{names}: do not use what came "
+                f"out; see {TITLE}."
+            )
+    return found
 
 
-def _shown(row: Mapping[str, Any] | None) -> str:
-    if row is None or (row.get("top1") is None and row.get("agreement") is None):
-        return "\N{EN DASH}"
-    value, low, high = _value(row)
-    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
+def _recommended(source: Source, model: str) -> dict[str, str] | None:
+    entry = next(entry for entry in source.entries if entry["key"] == model)
+    path = source.run.plan_path(None if source.is_first(entry) else model)
+    return Plan.load(path).formats if path.is_file() else None
 
 
-def _drop(row: Mapping[str, Any]) -> str:
-    if row.get("drop") is None:
-        return "\N{EN DASH}"
-    return difference(*(float(row[f"drop{end}"]) for end in ("", "_low", "_high")))
-
-
-def _measure(records: Sequence[Mapping[str, Any]]) -> str:
-    return "top-1" if records[0]["last"].get("top1") is not None else "agreement"
-
-
-def _summary(records: Sequence[Mapping[str, Any]]) -> Table:
-    what = _measure(records)
-    rows = tuple(
-        (
-            f"{record['recipe']['name']}, seed {record['recipe']['seed']}",
-            _bits(record),
-            _shown(record["fp"]),
-            _shown(record["ptq"]),
-            _shown(record["last"]),
-            _shown(record["best"]),
-            _drop(record["last"]),
-            f"{record['steps']} x {record['recipe']['batch']}",
-            f"{record['seconds']:.0f} s",
+def _finding(plan: Planned) -> Finding:
+    """What training was worth for one plan."""
+    if len(plan.trainings) == 1:
+        return _of_one(plan)
+    kinds = [one.kind for one in plan.trainings]
+    words = {
+        Kind.GAINED: "gained",
+        Kind.SAME: "made no difference that can be told from zero",
+        Kind.WORSE: "made it worse",
+        Kind.UNKNOWN: "cannot be judged (no paired gain was recorded)",
+    }
+    said = [f"{kinds.count(kind)} {text}" for kind, text in words.items() if kind in kinds]
+    sentences = [_untrained(plan)]
+    measured = [one for one in plan.trainings if one.gain is not None]
+    gained = [one for one in measured if one.kind is Kind.GAINED]
+    if gained:
+        best = max(gained, key=lambda one: one.gain or (0.0,))
+        sentences.append(
+            f"The largest gain is that of {best.name}: {gain_shown(best)} points, to "
+            f"{shown(best.record['last'])}; it was picked among {len(measured)} on the evaluation "
+            "images, which flatters."
         )
-        for record in records
-    )
-    best = max(records, key=lambda record: _value(record["last"])[0])
-    return Table(
-        title=f"Training reaches {_shown(best['last'])} {what} at {_bits(best)} bits on average",
-        head=(
-            "Training",
-            "Bits",
-            "Full precision",
-            "Quantized only",
-            "Trained, last",
-            "Trained, best",
-            "Drop of last (points)",
-            "Steps x crops",
-            "Time",
-        ),
-        rows=rows,
-        reading=(
-            "All on the same evaluation images, with 95 % intervals; the drop is paired. The best "
-            "of several evaluations flatters, because it was chosen on these images: rely on the "
-            "last."
-        ),
+    if Kind.UNKNOWN in kinds:
+        sentences.append(_without_gain([o for o in plan.trainings if o.kind is Kind.UNKNOWN]))
+    return Finding(
+        headline=f"{_capital(plan.said)}: of {len(kinds)} trainings {', '.join(said)}",
+        numbers=" ".join(filter(None, sentences)),
     )
 
 
-def _bits(record: Mapping[str, Any]) -> str:
-    cost = record["plan"].get("cost")
-    if cost:
-        return f"{cost['avg_bits']:.2f}"
-    widths = list(record["plan"]["bits"].values())
-    return f"{sum(widths) / len(widths):.1f}"
-
-
-def _reached(found: Sequence[tuple[TrainingFolder, Mapping[str, Any]]], number: int) -> Chart:
-    """Plan predicted, quantized measured, trained measured: what is lost against full precision."""
-    labels, values, low, high = [], [], [], []
-
-    def add(label: str, value: float, least: float, most: float) -> None:
-        labels.append(label)
-        values.append(value)
-        low.append(min(least, value))
-        high.append(max(most, value))
-
-    for folder, record in found:
-        name = f"{folder.name}: " if len(found) > 1 else ""
-        predicted = record["plan"].get("predicted")
-        if predicted:
-            add(f"{name}plan, predicted", predicted["drop"], predicted["low"], predicted["high"])
-        for label, row in (
-            ("quantized, measured", record["ptq"]),
-            ("trained, measured", record["last"]),
-        ):
-            if row is not None:
-                add(f"{name}{label}", *loss_of(row))
-    what = "drop of top-1" if _measure([r for _, r in found]) == "top-1" else "loss of agreement"
-    said = ", ".join(f"{name} {decimal(value)}" for name, value in zip(labels, values, strict=True))
-    return Chart(
-        name=f"training-{number}-reached",
-        title=f"Predicted, quantized and trained: {what} in points",
-        alt=f"{what} in points: {said}.",
-        reading="Shorter is better; whiskers are 95 % intervals.",
-        shape=Shape.BARS,
-        x_label=f"{what} (points)",
-        y_label="",
-        series=(
-            Series(
-                name=what,
-                x=tuple(float(i) for i in range(len(values))),
-                y=tuple(values),
-                low=tuple(low),
-                high=tuple(high),
-                colour=number,
-                labels=tuple(labels),
-            ),
-        ),
+def _of_one(plan: Planned) -> Finding:
+    (one,) = plan.trainings
+    worth = str(one.record.get("worth", {}).get("text", ""))
+    first, _, rest = worth.partition(". ")
+    last = f"After training: {what(one)} {shown(one.record['last'])}."
+    if not worth:
+        words = {
+            Kind.GAINED: "gained: the intervals without and with training do not overlap",
+            Kind.WORSE: "made it worse: the intervals without and with training do not overlap",
+        }
+        reaches = f"reaches {shown(one.record['last'])} {what(one)}"
+        first = f"Training {words.get(one.kind, reaches)}"
+        rest = "" if one.kind in words else _without_gain([one])
+    advice = "" if one.warnings else str(one.record.get("worth", {}).get("advice", ""))
+    first = first.removesuffix(".").replace("Training", f"training {one.name}", 1)
+    return Finding(
+        headline=f"{_capital(plan.said)}: {first}",
+        numbers=" ".join(filter(None, (rest, _untrained(plan), last, advice))),
     )
+
+
+def _untrained(plan: Planned) -> str:
+    """The plan without training, and whether that is what the analysis measured."""
+    row, first = plan.untrained, plan.trainings[0]
+    if row is None:
+        values = [value_of(o.record["ptq"]) for o in plan.trainings if o.record["ptq"] is not None]
+        if not values:
+            return ""
+        low, high = min(v[0] for v in values), max(v[0] for v in values)
+        return (
+            f"Quantized only, {what(first)} is {low:.1f} to {high:.1f} %: these trainings "
+            "calibrated it on images of their own."
+        )
+    loss = f", {drop_shown(row)} points lost" if row.get("drop") is not None else ""
+    text = f"Quantized only: {what(first)} {shown(row)}{loss}"
+    analysis = first.record.get("analysis")
+    if not analysis:
+        return f"{text}."
+    if analysis["equal"]:
+        return f"{text}, as the analysis measured it."
+    said = f" {analysis['said']}" if analysis.get("said") else ""
+    if analysis.get("drop") is None:
+        return f"{text}.{said}"
+    before = drop_shown(analysis)
+    return f"{text}; the analysis measured {before} points lost.{said}"
+
+
+def _without_gain(those: Sequence[Trained]) -> str:
+    names = listed([one.name for one in those])
+    return (
+        f"{names}: trained by an earlier version, which kept no difference on the same images; "
+        "train again to have it."
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _cautions(trainings: Sequence[Trained]) -> list[Caution]:
+    """What the records warn of; trainings that made it worse come first."""
+    order = sorted(trainings, key=lambda one: one.kind is not Kind.WORSE)
+    texts = [f"Training {one.name}: {text}" for one in order for text in one.warnings]
+    return [Caution(texts=tuple(texts))] if texts else []
+
+
+def _in_detail(plans: Sequence[Planned]) -> tuple[Trained, str]:
+    """The training that is shown in detail, and why: one that gained, else of the first plan."""
+    gained = [one for plan in plans for one in plan.trainings if one.kind is Kind.GAINED]
+    unharmed = [one for one in plans[0].trainings if one.kind is not Kind.WORSE]
+    those = gained or unharmed or list(plans[0].trainings)
+    whose = "of those that gained" if gained else f"of the {plans[0].said}"
+    chosen = max(those, key=lambda one: (int(one.record["steps"]), one.name))
+    which = "the one with most steps" if len(those) > 1 else "the only one"
+    return chosen, f"What follows is about training {chosen.name} alone, {which} {whose}."

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vitsense.decimals import counted
+from vitsense.report.chapters.training_table import learned_from, nats
 from vitsense.report.formatters import number as decimal
-from vitsense.report.formatters import short
+from vitsense.report.formatters import percent, short
 from vitsense.report.section import Block, Chart, Facts, Series, Shape, Table
 from vitsense.trainings import TrainingFolder
 
@@ -17,14 +20,24 @@ if TYPE_CHECKING:
 
 _SHOWN = 5  # modules in a figure
 _ROWS = 12  # modules in the table of movement
+_CURVE = 4  # logged losses that a curve needs
 _INK = -1
 
 
-def details(folder: TrainingFolder, record: Mapping[str, Any], number: int) -> list[Block]:
-    """The blocks about one training; ``number`` is the model's colour."""
+def details(
+    folder: TrainingFolder, record: Mapping[str, Any], number: int, name: str
+) -> list[Block]:
+    """The blocks about one training, each with its name.
+
+    Args:
+        folder: Of the training.
+        record: Its ``qat.json``.
+        number: The model's colour.
+        name: Of the training in the report.
+    """
     slug = f"training-{number}-" + re.sub(r"[^A-Za-z0-9]+", "-", folder.name)
     blocks: list[Block | None] = [
-        _facts(record),
+        _facts(folder, record, name),
         _loss_curve(folder, slug, number),
         _accuracy_curve(folder, record, slug, number),
         _oscillation(folder, slug, number),
@@ -33,25 +46,56 @@ def details(folder: TrainingFolder, record: Mapping[str, Any], number: int) -> l
         _movement(folder),
         _sensitivities(folder),
     ]
-    return [block for block in blocks if block is not None]
+    return [_titled(block, name) for block in blocks if block is not None]
 
 
-def _facts(record: Mapping[str, Any]) -> Facts:
-    recipe, data, teacher = record["recipe"], record["data"], record["teacher"]
-    bank = teacher.get("bank")
-    answers = (
-        f"label bank of {bank['teacher']['name']}" if bank else teacher.get("live") or "labels"
-    )
+def _titled(block: Block, name: str) -> Block:
+    if isinstance(block, Chart | Table):
+        return replace(block, title=f"Training {name}: {block.title}")
+    return block
+
+
+def _facts(folder: TrainingFolder, record: Mapping[str, Any], name: str) -> Facts:
+    recipe, data = record["recipe"], record["data"]
+    crops = counted(recipe["crops"], "crop")
     rows = [
         ("Recipe", f"{recipe['name']} {recipe['version']}: {recipe['about']}"),
         ("Source", recipe["source"]),
-        ("Learned from", f"{answers}; {recipe['crops']} crops of an image per step"),
-        ("Training images", f"{data['images']} of {data['spec']}"),
+        ("Learned from", f"{learned_from(record)}; {crops} of an image per step"),
+        ("Training images", f"{data['images']:,} of {data['spec']}"),
         ("Learning rate", f"{recipe['lr']:g}, cosine to {recipe['min_lr']:g}"),
         ("Regularizer", _regularizer(record)),
+        *_few_losses(folder),
+        *_at_rest(folder),
         ("Speed", f"{record['crops_per_second']:.0f} crops/s on {record['device']}"),
+        *_start(record),
     ]
-    return Facts(rows=tuple(rows))
+    return Facts(title=f"Training {name}: how it was done", rows=tuple(rows))
+
+
+def _start(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Why the curve does not begin at the plan without training."""
+    said = record.get("calibration", {}).get("start")
+    return [("Start", str(said))] if said else []
+
+
+def _few_losses(folder: TrainingFolder) -> list[tuple[str, str]]:
+    """Losses that are too few for a curve."""
+    rows = folder.metrics("train")
+    if not 0 < len(rows) < _CURVE:
+        return []
+    said = ", ".join(f"{nats(row['loss'])} at step {row['step']}" for row in rows)
+    return [("Training loss (nats)", said)]
+
+
+def _at_rest(folder: TrainingFolder) -> list[tuple[str, str]]:
+    """That nothing oscillated, which needs no picture."""
+    rows = folder.metrics("oscillation")
+    if not rows or any(row["all"] or any(row["share"].values()) for row in rows):
+        return []
+    looks = counted(len(rows), "look")
+    limit = f"{rows[-1]['threshold']:g}"
+    return [("Oscillation", f"none: no weight flips more often than {limit} per step, at {looks}")]
 
 
 def _regularizer(record: Mapping[str, Any]) -> str:
@@ -66,13 +110,16 @@ def _regularizer(record: Mapping[str, Any]) -> str:
 
 def _loss_curve(folder: TrainingFolder, slug: str, number: int) -> Chart | None:
     rows = folder.metrics("train")
-    if len(rows) < 2:
+    if len(rows) < _CURVE:
         return None
-    first, last = rows[0]["loss"], rows[-1]["loss"]
+    part = max(1, len(rows) // 5)  # single batches scatter: ends are means of a fifth of them
+    first, last = (sum(row["loss"] for row in ends) / part for ends in (rows[:part], rows[-part:]))
+    which = "" if part == 1 else f" (means of {part} logged steps)"
+    said = f"from {nats(first)} to {nats(last)}{which}"
     return Chart(
         name=f"{slug}-loss",
-        title=f"The training loss went from {first:.2f} to {last:.2f}",
-        alt=f"Training loss over {rows[-1]['step']} steps: from {first:.2f} to {last:.2f}.",
+        title=f"the training loss went {said}",
+        alt=f"Training loss over {rows[-1]['step']} steps: {said}.",
         reading="Loss of single batches; it includes what the teacher itself is unsure of.",
         shape=Shape.LINE,
         x_label="step",
@@ -113,13 +160,18 @@ def _accuracy_curve(
         if row is not None and row.get(key) is not None:
             value = float(row[key])
             lines.append(Series(name=name, x=ends, y=(value, value), colour=_INK))
+    against = ", ".join(f"{line.name} {line.y[0]:.1f} %" for line in lines[1:])
     return Chart(
         name=f"{slug}-accuracy",
-        title=f"{what.capitalize()} went from {trained.y[0]:.1f} to {trained.y[-1]:.1f} %",
+        title=f"{what} ends at {trained.y[-1]:.1f} %" + (f"; {against}" if against else ""),
         alt=f"{what} by step: "
         + ", ".join(f"{x:.0f}: {y:.1f} %" for x, y in zip(trained.x, trained.y, strict=True))
         + ".",
-        reading="The band is the 95 % interval over the evaluation images.",
+        reading=(
+            "The band is the 95 % interval over the evaluation images. The curve begins where "
+            "training begins, on first grids of its own; what it is worth is its end against "
+            "quantized only."
+        ),
         shape=Shape.LINE,
         x_label="step",
         y_label=f"{what} (%)",
@@ -129,22 +181,27 @@ def _accuracy_curve(
 
 def _oscillation(folder: TrainingFolder, slug: str, number: int) -> Chart | None:
     rows = folder.metrics("oscillation")
-    if len(rows) < 2:
+    if len(rows) < 2 or _at_rest(folder):
         return None
     last = rows[-1]["share"]
-    worst = sorted(last, key=lambda name: -last[name])[:_SHOWN]
+    most = {name: max(row["share"][name] for row in rows) for name in last}
+    worst = sorted(last, key=lambda name: (-last[name], -most[name]))[:_SHOWN]
     x = tuple(float(row["step"]) for row in rows)
     lines = [Series(name="all weights", x=x, y=tuple(100 * r["all"] for r in rows), colour=_INK)]
     lines += [
         Series(name=name, x=x, y=tuple(100 * row["share"][name] for row in rows), colour=number)
         for name in worst
-        if last[name] > 0.1 * last[worst[0]]  # labels of lines at the bottom would overlap
+        if most[name] > 0.1 * most[worst[0]]  # lines at the bottom cannot be told apart
     ]
     total = 100 * rows[-1]["all"]
     said = ", ".join(f"{name} {100 * last[name]:.2f} %" for name in worst)
     return Chart(
         name=f"{slug}-oscillation",
-        title=f"At the end {total:.2f} % of the weights oscillate, most in {worst[0]}",
+        title=(
+            f"at the end {percent(total / 100)} of the weights oscillate, most in {worst[0]}"
+            if last[worst[0]]
+            else f"at the end no weight oscillates; on the way most did in {worst[0]}"
+        ),
         alt=f"Share of oscillating weights at the end: all {total:.2f} %; {said}.",
         reading=(
             "A weight oscillates when its whole code flips back and forth; counted are those whose "
@@ -168,14 +225,17 @@ def _scales(folder: TrainingFolder, slug: str, number: int) -> Chart | None:
     x = tuple(float(row["step"]) for row in rows)
     return Chart(
         name=f"{slug}-scales",
-        title=f"The step that moved most is of {most[0]}: {moved[most[0]]:.2f} of its start",
-        alt="Steps at the end, relative to their start: "
+        title=(
+            f"the grid step that changed most is that of {most[0]}: {moved[most[0]]:.2f} of its "
+            "start"
+        ),
+        alt="Grid steps at the end, relative to their start: "
         + ", ".join(f"{name} {moved[name]:.2f}" for name in most)
         + ".",
         reading="Mean learned step of a quantizer over its first value.",
         shape=Shape.LINE,
         x_label="step",
-        y_label="step size / its start",
+        y_label="grid step / its start",
         series=tuple(
             Series(
                 name=name,
@@ -298,7 +358,7 @@ def _sensitivities(folder: TrainingFolder) -> Table | None:
     rows = table.sort_values("worst", ascending=False).head(_ROWS).to_dict("records")
     return Table(
         title=(
-            f"Modules rounded alone cost {short(before)} nats together before training, "
+            f"modules rounded alone cost {short(before)} nats together before training, "
             f"{short(after)} after; {better} of {len(table)} became less sensitive"
         ),
         head=("Module", "Bits", "Alone, before (nats)", "95 %", "Alone, after (nats)", "95 %"),
