@@ -27,7 +27,7 @@ from vitsense.plan.plan import Plan
 from vitsense.progress import ProgressStyle, make_progress
 from vitsense.runfolder import RunFolder
 from vitsense.settings import ModelRequest
-from vitsense.trainings import TrainingFolder, training_path
+from vitsense.trainings import FOLDER, TrainingFolder, training_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -168,7 +168,9 @@ def qat(
             table = run_ablation(
                 request, where, pick_device(device), _seeds(seeds), progress, names
             )
-            emit(str(table))
+            if _first():
+                emit(str(table))
+                emit(f"\nNext:\n  {_showing(where, found)}")
             return
         from vitsense.qat.train import train
 
@@ -177,10 +179,15 @@ def qat(
         record = train(request, folder, pick_device(device), resume=resume, progress=progress)
     finally:
         progress.close()
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _first():
         _emit(record, folder, found, as_json=as_json)
     if fail_if_worse and record["worth"]["kind"] == "worse":
         raise GateFailedError(f"{record['worth']['text']} {record['worth']['advice']}")
+
+
+def _first() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _there(run: RunFolder | None) -> Path:
@@ -303,8 +310,15 @@ def _emit(
     for line in _said(record):
         emit(line)
     emit(f"\nTraining: {folder.path}")
-    if run is not None:
-        emit(f"\nNext:\n  vitsense report {shlex.quote(str(run.path))}")
+    emit(f"\nNext:\n  {_showing(folder.path, run)}")
+
+
+def _showing(where: Path, run: RunFolder | None) -> str:
+    """The command whose report holds the training: that of its run, or one of its own."""
+    words = ["vitsense", "report", str(where if run is None else run.path)]
+    if run is not None and where.resolve().parent != (run.path / FOLDER).resolve():
+        words += ["--training", str(where)]
+    return shlex.join(words)
 
 
 def _said(record: Mapping[str, Any]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from vitsense.cli_output import (
     summary,
 )
 from vitsense.errors import UserInputError
+from vitsense.trainings import AblationFolder, TrainingFolder
 
 if TYPE_CHECKING:
     from vitsense.runfolder import RunFolder
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Write report.html and report.pdf of a run, or compare two runs.")
 @click.argument("runs", nargs=-1, metavar="[RUN [SECOND]]")
+@click.option(
+    "--training",
+    "trainings",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    multiple=True,
+    help="A training (or an ablation) of the run's model that lies elsewhere: put it into the "
+    "report of RUN; may be repeated.",
+)
 @click.option("--html", is_flag=True, help="Only the HTML.")
 @click.option("--pdf", is_flag=True, help="Only the PDF.")
 @click.option(
@@ -69,6 +79,7 @@ if TYPE_CHECKING:
 def report(
     *,
     runs: Sequence[str],
+    trainings: Sequence[Path],
     html: bool,
     pdf: bool,
     formats: Sequence[str],
@@ -84,8 +95,10 @@ def report(
 
     With two runs of one model: what changed from RUN to SECOND, in a folder of its own. The runs
     may differ in weights, images, settings or version.
+
+    RUN may be the folder of a training: inside of a run, that run's report is written; else a
+    report of the training alone (training.html, training.pdf).
     """
-    found = _found(runs)
     wanted = set(formats) | ({"html"} if html else set()) | ({"pdf"} if pdf else set())
     wanted = wanted or {"html", "pdf"}
     options: dict[str, Any] = {
@@ -95,9 +108,16 @@ def report(
         "paper": "us-letter" if paper == "letter" else paper,
         "parquet": tables == "parquet",
     }
-    written = _written(found, out, model, options)
+    alone = _training_alone(runs)
+    found = [] if alone is not None else _found(runs)
+    if alone is None:
+        written = _written(found, out, model, trainings, options)
+    else:
+        _refuse_with_training(alone, model, trainings, fail_if_drop, parquet=options["parquet"])
+        written = _written_alone(alone, out, options)
     if as_json:
-        emit_json("complete", {**summary(found[-1]), "written": [str(path) for path in written]})
+        told = {"out_dir": str(written[0].parent)} if alone is not None else summary(found[-1])
+        emit_json("complete", {**told, "written": [str(path) for path in written]})
     else:
         for path in written:
             emit(str(path))
@@ -116,14 +136,65 @@ def _found(runs: Sequence[str]) -> list[RunFolder]:
         raise UserInputError(
             f"{len(runs)} runs were given: name one for its report, or two to compare them."
         )
-    return [find_run(run) for run in runs or (None,)]
+    return [_run_of(run) for run in runs or (None,)]
+
+
+def _run_of(text: str | None) -> RunFolder:
+    """The run that was named, also by the folder of one of its trainings."""
+    if text is not None and (inside := TrainingFolder(Path(text)).run_path) is not None:
+        return find_run(str(inside))
+    return find_run(text)
+
+
+def _training_alone(runs: Sequence[str]) -> Path | None:
+    """The folder of a training or an ablation that lies in no run; None: something else."""
+    if len(runs) != 1:
+        return None
+    path = Path(runs[0])
+    started = TrainingFolder(path).started or AblationFolder(path).started
+    return path if started and TrainingFolder(path).run_path is None else None
+
+
+def _refuse_with_training(
+    alone: Path,
+    model: str | None,
+    trainings: Sequence[Path],
+    fail_if_drop: float | None,
+    *,
+    parquet: bool,
+) -> None:
+    given = {
+        "--model": model is not None,
+        "--training": bool(trainings),
+        "--fail-if-drop": fail_if_drop is not None,
+        "--tables parquet": parquet,
+    }
+    wrong = [option for option, there in given.items() if there]
+    if wrong:
+        raise UserInputError(
+            f"{wrong[0]} is for the report of a run, and {alone} is a training in none. With its "
+            f"run: vitsense report RUN --training {alone}"
+        )
+
+
+def _written_alone(alone: Path, out: Path | None, options: dict[str, Any]) -> list[Path]:
+    from vitsense.report import write_training
+
+    kept = {key: value for key, value in options.items() if key != "parquet"}
+    return write_training(alone, out, **kept)
 
 
 def _written(
-    found: Sequence[RunFolder], out: Path | None, model: str | None, options: dict[str, Any]
+    found: Sequence[RunFolder],
+    out: Path | None,
+    model: str | None,
+    trainings: Sequence[Path],
+    options: dict[str, Any],
 ) -> list[Path]:
     from vitsense.report import write_comparison, write_report
 
+    if len(found) == 2 and trainings:
+        raise UserInputError("--training is for the report of one run; leave SECOND out.")
     if len(found) == 2:
         return write_comparison(found[0], found[1], out, model=model, **options)
     if model is not None:
@@ -131,4 +202,4 @@ def _written(
             "--model is for a comparison: name a second run. The report of one run holds all its "
             "models."
         )
-    return write_report(found[0], out, **options)
+    return write_report(found[0], out, trainings=trainings, **options)

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vitsense.errors import UserInputError
+from vitsense.decimals import counted
+from vitsense.errors import InputMissingError, UserInputError
 from vitsense.runfolder import atomic_write, json_text, read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 QAT_SCHEMA = "vitsense.qat/1"
 """Schema of ``qat.json``; a larger number after the slash is a newer version's."""
 
 FOLDER = "qat"
 """Folder of a run that holds its trainings."""
+
+ABLATION_TABLE = "ablation.csv"
+"""The table of an ablation, in its folder."""
+
+ABLATION_COLUMNS = (
+    "variant", "seeds", "last", "last_low", "last_high", "kl", "kl_low", "kl_high", "best",
+    "seconds",
+)  # fmt: skip
+"""Columns that every such table has."""
+
+_AGAINST = (
+    "against_full", "against_low", "against_high", "kl_against_full", "kl_against_low",
+    "kl_against_high",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +147,106 @@ class TrainingFolder:
         kept = [row for row in self.metrics() if row.get("step", 0) <= step]
         text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in kept)
         atomic_write(self.path / "metrics.jsonl", text)
+
+
+@dataclass(frozen=True, slots=True)
+class AblationFolder:
+    """The folder of an ablation: one for every variant and seed, and ``ablation.csv``."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the ablation."""
+        return self.path.name
+
+    @classmethod
+    def all_in(cls, run: Path) -> list[AblationFolder]:
+        """The ablations of a run, by name."""
+        return [cls(path.parent) for path in sorted((run / FOLDER).glob(f"*/{ABLATION_TABLE}"))]
+
+    @property
+    def started(self) -> bool:
+        """Whether a variant was finished here."""
+        return (self.path / ABLATION_TABLE).is_file()
+
+    def read_record(self) -> dict[str, Any]:
+        """``qat.json`` of one of its trainings: model, plan and images are those of all.
+
+        Raises:
+            InputMissingError: there is none.
+            UserInputError: it is damaged.
+        """
+        found = sorted(self.path.glob("*/qat.json"))
+        if not found:
+            raise InputMissingError(
+                f"{self.path} holds {ABLATION_TABLE} and no training; the same vitsense qat "
+                "--ablate makes them again."
+            )
+        return TrainingFolder(found[0].parent).read_record()
+
+    def read_table(self) -> pd.DataFrame:
+        """A row per variant.
+
+        Raises:
+            UserInputError: the file is damaged.
+        """
+        import pandas as pd
+
+        path = self.path / ABLATION_TABLE
+        try:
+            frame = pd.read_csv(path)
+            missing = [name for name in ABLATION_COLUMNS if name not in frame.columns]
+        except (OSError, ValueError) as error:
+            raise UserInputError(
+                f"{path} cannot be read ({error}); the same vitsense qat --ablate writes it again."
+            ) from error
+        if missing:
+            raise UserInputError(
+                f"{path} has no column {missing[0]}; the same vitsense qat --ablate "
+                "writes it again."
+            )
+        for name in _AGAINST:  # an ablation without the recipe itself has none
+            if name not in frame.columns:
+                frame[name] = math.nan
+        return frame
+
+
+def finished_in(path: Path) -> TrainingFolder | AblationFolder:
+    """The finished training, or the ablation, whose folder ``path`` is.
+
+    Raises:
+        InputMissingError: it is none.
+        UserInputError: the training is not finished, or its record is damaged.
+    """
+    ablation, training = AblationFolder(path), TrainingFolder(path)
+    if ablation.started:
+        return ablation
+    if not training.started:
+        raise InputMissingError(
+            f"{path} is not the folder of a training: it holds neither qat.json nor "
+            f"{ABLATION_TABLE}. vitsense qat prints the folder that it writes."
+        )
+    status = training.read_record().get("status")
+    if status != "complete":
+        raise UserInputError(
+            f"The training {path} is not finished ({status}); the same vitsense qat continues it."
+        )
+    return training
+
+
+def budget_words(record: Mapping[str, Any]) -> str:
+    """What every training of an ablation may use.
+
+    Args:
+        record: ``qat.json`` of one of them.
+    """
+    recipe, data = record["recipe"], record["data"]
+    return (
+        f"Budget of every training: {counted(record['steps'], 'step')} of "
+        f"{counted(recipe['batch'], 'crop')}, {counted(data['images'], 'training image')} "
+        f"({data['spec']}), {counted(record['evaluation']['images'], 'evaluation image')}."
+    )
 
 
 def training_path(run: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -123,7 +124,9 @@ def test_an_ablation_trains_its_variants_and_writes_the_table(
     more = ("--ablate", "--seeds", "0,1", "--variants", "full,lsq", "--epochs", "0.25")
     assert _qat(plan, *more, "--set", "evaluate=0") == 0
     where = plan.parent / "qat" / "ablation"
-    assert f"{where / 'ablation.md'}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{where / 'ablation.md'}" in out
+    assert f"vitsense report {plan.parent}" in out  # the run's report holds it
     table = pd.read_csv(where / "ablation.csv").set_index("variant")
     for name in ("full", "lsq"):
         records = [TrainingFolder(where / f"{name}-seed{seed}").read_record() for seed in (0, 1)]
@@ -133,6 +136,22 @@ def test_an_ablation_trains_its_variants_and_writes_the_table(
     assert "| lsq | 2 |" in (where / "ablation.md").read_text()
     assert _qat(plan, "--variants", "full") == 2
     assert "--variants needs --ablate" in capsys.readouterr().err
+
+
+def test_the_command_that_is_printed_at_the_end_shows_the_training(
+    plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _qat(plan, "--out", "mine") == 0
+    printed = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    assert printed == ["vitsense", "report", str(plan.parent), "--training", "mine"]
+    more = ("--model", "zoo/glyph_resnet", "--bits", "4", "--out", "own folder")
+    assert cli.run(["qat", *more, *_SMALL]) == 0
+    printed = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    assert cli.run(printed[1:]) == 0
+    said = json.loads((tmp_path / "own folder" / "training.json").read_text())
+    record = TrainingFolder(tmp_path / "own folder").read_record()
+    assert said["models"][0]["headline"] == record["worth"]["text"]
+    assert f"{record['last']['top1']:.1f} %" in (tmp_path / "own folder/training.html").read_text()
 
 
 def test_a_plan_outside_of_a_run_needs_a_model(

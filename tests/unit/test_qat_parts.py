@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vitsense.observe.features import features_of
 from vitsense.observe.finite import first_not_finite
 from vitsense.preprocessing import Preprocessing
-from vitsense.qat.ablate import FULL, Ablation, mean_interval, table, variants
+from vitsense.qat.ablate import FULL, ON_LABELS, Ablation, mean_interval, table, variants
 from vitsense.qat.batches import StepSource
 from vitsense.qat.crops import CropPolicy
 from vitsense.qat.losses import mimic_loss, mixed_loss, principal_components, soft_cross_entropy
@@ -152,6 +152,7 @@ def test_an_ablation_changes_one_thing_at_a_time_and_keeps_the_budget() -> None:
         assert found[rival].epochs == full.epochs
         assert found[rival].batch == full.batch
     assert found["lsq+"].lr == full.lr
+    assert found["lsq+"].differing(found[ON_LABELS].to_json()) == ["hard", "teacher"]
     mean, low, high = mean_interval([1.0, 2.0, 3.0])
     assert mean == pytest.approx(2.0)
     assert high - mean == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)  # t table, 2 degrees

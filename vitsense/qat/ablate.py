@@ -13,19 +13,26 @@ from typing import Any
 import pandas as pd
 import torch
 
-from vitsense.decimals import counted
+from vitsense.data import labelled_for
 from vitsense.errors import UserInputError
 from vitsense.in_use import sole_writer
+from vitsense.models import load_model
 from vitsense.progress import NO_PROGRESS, Progress
 from vitsense.qat.recipes import Recipe, load_recipe
 from vitsense.qat.request import QatRequest
 from vitsense.qat.train import train
+from vitsense.qat.training_images import training_source
 from vitsense.runfolder import atomic_write
 from vitsense.sensitivity.interval import t_quantile
-from vitsense.trainings import TrainingFolder
+from vitsense.trainings import ABLATION_TABLE, TrainingFolder, budget_words
 
 FULL = "full"
 """Name of the recipe itself in the table."""
+
+ON_LABELS = "lsq+ on labels"
+"""LSQ+ as it was published: the rival recipes here learn from the teacher, as the full one does."""
+
+_LABELS = {"teacher": "none", "hard": 1.0}
 
 _RIVALS = ("lsq+", "lsq", "dampen", "freeze", "ofq", "gplq")
 
@@ -53,7 +60,7 @@ def variants(recipe: Recipe, names: Sequence[str] | None = None) -> dict[str, Re
         "without offsets": {"offsets": "never"},
         "without regularizer": {"regularizer": "none", "strength": 0.0},
         "published reduction": {"regularizer": "obr_mean", "strength": 0.01},
-        "labels instead of teacher": {"teacher": "none", "hard": 1.0},
+        "labels instead of teacher": _LABELS,
     }
     for name, change in parts.items():
         other = replace(recipe, **change)  # type: ignore[arg-type]
@@ -66,6 +73,8 @@ def variants(recipe: Recipe, names: Sequence[str] | None = None) -> dict[str, Re
             # GPLQ's small rate is its point: it stays near full precision
             lr = own.lr if rival == "gplq" else recipe.lr
             found[rival] = replace(own, **kept | {"lr": lr})
+            if rival == "lsq+":
+                found[ON_LABELS] = replace(found[rival], **_LABELS)  # type: ignore[arg-type]
     if names is None:
         return found
     unknown = [name for name in names if name not in found]
@@ -120,6 +129,9 @@ def ablate(
         The table in Markdown.
     """
     chosen = variants(request.recipe, names)
+    if names is None and any(r.hard > 0 for r in chosen.values()) and not _labelled(request):
+        chosen = {name: recipe for name, recipe in chosen.items() if recipe.hard == 0}
+        progress.note("The training images have no labels: variants that learn from them are out.")
     with ExitStack() as held:
         if int(os.environ.get("RANK", "0")) == 0:  # the processes of torchrun work together
             held.enter_context(sole_writer(where, progress))
@@ -129,6 +141,11 @@ def ablate(
             found.append(_trainings(name, one, where, device, seeds, progress))
             _write(where, found)  # what is known so far survives an interruption
     return where / "ablation.md"
+
+
+def _labelled(request: QatRequest) -> bool:
+    source = training_source(request.data, request.images)
+    return labelled_for(source, load_model(request.model, torch.device("cpu")))
 
 
 def _trainings(
@@ -154,7 +171,7 @@ def _trainings(
 
 def _write(where: Path, found: Sequence[Ablation]) -> None:
     frame = table(found)
-    atomic_write(where / "ablation.csv", frame.to_csv(index=False))
+    atomic_write(where / ABLATION_TABLE, frame.to_csv(index=False))
     atomic_write(where / "ablation.md", markdown(found, frame))
 
 
@@ -198,15 +215,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 def markdown(found: Sequence[Ablation], frame: pd.DataFrame) -> str:
     """The table with what it was made with."""
     record = found[0].records[0]
-    recipe, data = record["recipe"], record["data"]
     fp, ptq = record["fp"], record["ptq"]
     what = "top-1" if fp["top1"] is not None else "agreement with full precision"
     lines = [
         f"# {record['model']['key']}, plan {record['plan']['budget'] or 'by hand'}: {what} in %",
         "",
-        f"Budget of every training: {counted(record['steps'], 'step')} of "
-        f"{counted(recipe['batch'], 'crop')}, {counted(data['images'], 'training image')} "
-        f"({data['spec']}), {counted(record['evaluation']['images'], 'evaluation image')}.",
+        budget_words(record),
     ]
     if fp["top1"] is not None:
         untrained = "" if ptq is None else f"; quantized without training {ptq['top1']:.2f}"

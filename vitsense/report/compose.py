@@ -21,7 +21,8 @@ from vitsense.report.formatters import count, known, percent, short
 from vitsense.report.source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import pandas as pd
 
@@ -29,14 +30,19 @@ if TYPE_CHECKING:
     from vitsense.runfolder import RunFolder
 
 
-def compose(run: RunFolder) -> Document:
+def compose(run: RunFolder, trainings: Sequence[Path] = ()) -> Document:
     """Everything the report says about a run.
 
+    Args:
+        run: Its folder.
+        trainings: Folders of more trainings and ablations of its models, which lie elsewhere.
+
     Raises:
-        UserInputError: a file of the run is damaged.
-        InputMissingError: the run holds no measurement yet.
+        UserInputError: a file of the run is damaged, or a training is not finished.
+        InputMissingError: the run holds no measurement yet, or a folder holds no training.
+        SiteMismatchError: a training of other weights than the run's.
     """
-    source = Source(run)
+    source = Source(run, trainings)
     record, entries, tables = source.record, source.entries, source.tables()
     comparison = compare_models(tables["modules"], tables["statistics"], tables["sensitivity"])
     families = {entry["key"]: entry["family"] for entry in entries}

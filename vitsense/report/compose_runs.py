@@ -12,7 +12,8 @@ from vitsense.errors import SiteMismatchError, UserInputError
 from vitsense.plan.plan import Plan
 from vitsense.report.compose_changes import chapters_of, settings_chapter
 from vitsense.report.compose_run_verdict import cards_of, sentences_of
-from vitsense.report.runs_document import ModelChange, RunsDocument
+from vitsense.report.document import ModelPart
+from vitsense.report.runs_document import RunsDocument
 from vitsense.report.source import Source
 
 if TYPE_CHECKING:
@@ -161,12 +162,12 @@ def compose_runs(pair: RunPair) -> RunsDocument:
     )
 
 
-def _model(pair: RunPair, key: str) -> ModelChange:
+def _model(pair: RunPair, key: str) -> ModelPart:
     entry = pair.entries[key][0]
     changes, settings, formats = pair.changes(key), pair.settings(key), pair.formats(key)
     number = list(pair.entries).index(key)
     headline, *others = sentences_of(changes, settings, formats)
-    return ModelChange(
+    return ModelPart(
         key=key,
         family="vision transformer" if entry["family"] == "vit" else "ConvNet",
         cards=tuple(cards_of(changes, formats)),

@@ -187,6 +187,20 @@ class ModelReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPart:
+    """One model in a document other than a run's: two runs compared, or a training alone."""
+
+    key: str
+    family: str
+    cards: tuple[Card, ...]
+    headline: str
+    """The finding in plain words."""
+    verdict: tuple[str, ...]
+    """What else to know at first sight."""
+    chapters: tuple[Section, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """One model's values along relative depth, for the comparison figure."""
 

@@ -25,6 +25,7 @@ from vitsense.report.inline import classes_for, inline
 from vitsense.report.lean import lean_script, relative_lines
 from vitsense.report.runs_document import STEPS, RunsDocument
 from vitsense.report.small_pictures import frame, labelled
+from vitsense.report.training_document import TrainingDocument
 
 
 def template_root() -> Path:
@@ -104,6 +105,11 @@ def render_runs_html(document: RunsDocument, pictures: dict[str, Picture]) -> st
         d=document,
         diverging=_DIVERGING_LABELS,
     )
+
+
+def render_training_html(document: TrainingDocument, pictures: dict[str, Picture]) -> str:
+    """A training by itself as one HTML file, byte for byte the same every time."""
+    return _page("training.html.jinja", ("report.js",), "", {"models": []}, pictures, d=document)
 
 
 _DIVERGING_LABELS = (

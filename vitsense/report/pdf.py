@@ -28,6 +28,7 @@ from vitsense.report.pdf_packed import packed
 from vitsense.report.runs_document import STEPS, RunsDocument
 from vitsense.report.sheet import Cause, Sheet, worst_tensor
 from vitsense.report.svg import small_svg
+from vitsense.report.training_document import TrainingDocument
 
 
 def render_pdf(document: Document, pictures: dict[str, Picture], *, paper: str = "a4") -> bytes:
@@ -68,6 +69,19 @@ def render_runs_pdf(
     }
     drawings = {name: picture.svg for name, picture in pictures.items()}
     return _compiled("runs.typ", data, drawings, paper)
+
+
+def render_training_pdf(
+    document: TrainingDocument, pictures: dict[str, Picture], *, paper: str = "a4"
+) -> bytes:
+    """A training by itself as a tagged PDF, byte for byte the same every time.
+
+    Raises:
+        InputMissingError: typst is not installed.
+    """
+    data = {"d": document, "pictures": _words(pictures)}
+    drawings = {name: picture.svg for name, picture in pictures.items()}
+    return _compiled("training.typ", data, drawings, paper)
 
 
 def _compiled(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vitsense.report.document import Card
-from vitsense.report.section import Section
+from vitsense.report.document import ModelPart
 
 COMPARISON_SCHEMA = "vitsense.comparison/1"
 """Schema of ``comparison.json``."""
@@ -52,20 +51,6 @@ class ChangeTable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelChange:
-    """Everything about one model that both runs measured."""
-
-    key: str
-    family: str
-    cards: tuple[Card, ...]
-    headline: str
-    """The finding in plain words."""
-    verdict: tuple[str, ...]
-    """What else to know at first sight."""
-    chapters: tuple[Section, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RunsDocument:
     """The comparison of two runs."""
 
@@ -74,7 +59,7 @@ class RunsDocument:
     runs: tuple[str, str]
     """Names of the folders, the first and the second run."""
     warnings: tuple[str, ...]
-    models: tuple[ModelChange, ...]
+    models: tuple[ModelPart, ...]
     method: tuple[tuple[str, str], ...]
     commands: tuple[tuple[str, ...], tuple[str, ...]]
     """The commands that made the runs."""

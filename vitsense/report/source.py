@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitsense.compare.best_known import best_known
-from vitsense.errors import InputMissingError
+from vitsense.errors import InputMissingError, SiteMismatchError
 from vitsense.runfolder import RunFolder
 from vitsense.schemas import SCHEMAS
-from vitsense.trainings import TrainingFolder
+from vitsense.trainings import AblationFolder, TrainingFolder, finished_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,20 +22,25 @@ if TYPE_CHECKING:
 class Source:
     """A run as chapters see it. A table that was not written is empty, never an error."""
 
-    def __init__(self, run: RunFolder, trainings: Sequence[TrainingFolder] = ()) -> None:
+    def __init__(self, run: RunFolder, elsewhere: Sequence[Path] = ()) -> None:
         """Open the run.
 
         Args:
             run: Its folder.
-            trainings: More trainings of its models, which lie elsewhere.
+            elsewhere: Folders of more trainings and ablations of its models.
 
         Raises:
-            UserInputError: a file of the run is damaged.
-            InputMissingError: the run holds no measurement yet.
+            UserInputError: a file of the run is damaged, or a training is not finished.
+            InputMissingError: the run holds no measurement yet, or a folder holds no training.
+            SiteMismatchError: a training of other weights than the run's.
         """
         self.run = run
         self.record: Mapping[str, Any] = run.read_run()
-        self.trainings = tuple(dict.fromkeys((*TrainingFolder.all_in(run.path), *trainings)))
+        more = [finished_in(path) for path in elsewhere]
+        trainings = [*TrainingFolder.all_in(run.path), *more]
+        ablations = [*AblationFolder.all_in(run.path), *more]
+        self.trainings = tuple(_each(trainings, TrainingFolder))
+        self.ablations = tuple(_each(ablations, AblationFolder))
         self._tables: dict[str, pd.DataFrame] = {}
         self._stored: dict[str, StoredArrays] = {}
         measured = set(self.table("sensitivity")["model"])
@@ -45,6 +51,18 @@ class Source:
             raise InputMissingError(
                 f"{run.path} holds no finished measurement yet; continue it with vitsense analyze "
                 f"--out {run.path}."
+            )
+
+        for folder in more:
+            self._refuse_other_weights(folder)
+
+    def _refuse_other_weights(self, folder: TrainingFolder | AblationFolder) -> None:
+        model = folder.read_record()["model"]
+        if model["weights_digest"] not in {entry["weights_digest"] for entry in self.entries}:
+            held = ", ".join(f"{e['key']} ({e['weights_digest']})" for e in self.entries)
+            raise SiteMismatchError(
+                f"{folder.path} trained {model['key']} with the weights {model['weights_digest']}; "
+                f"{self.run.path} measured {held}. Its own report: vitsense report {folder.path}"
             )
 
     @property
@@ -95,3 +113,18 @@ class Source:
     def is_first(self, entry: Mapping[str, Any]) -> bool:
         """Whether the plan of this model is ``plan.json``."""
         return entry is self.record["models"][0]
+
+
+_Folder = TypeVar("_Folder", TrainingFolder, AblationFolder)
+
+
+def _each(
+    folders: Sequence[TrainingFolder | AblationFolder], kind: type[_Folder]
+) -> Iterator[_Folder]:
+    """Those of one kind, each once, however its path is written."""
+    seen = set()
+    for folder in folders:
+        place = folder.path.resolve()
+        if isinstance(folder, kind) and place not in seen:
+            seen.add(place)
+            yield folder

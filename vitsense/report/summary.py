@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitsense.errors import UserInputError
 from vitsense.report.compose import compose
-from vitsense.report.document import Card, Document, HeatCell, ModelReport, Status
+from vitsense.report.document import Card, Document, HeatCell, ModelPart, ModelReport, Status
 from vitsense.report.formatters import visible
 from vitsense.report.heatmap import heatmap
-from vitsense.report.runs_document import ModelChange, RunsDocument
-from vitsense.report.section import Table
+from vitsense.report.runs_document import RunsDocument
+from vitsense.report.section import Section, Table
+from vitsense.report.training_document import TrainingDocument
 from vitsense.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -42,18 +43,35 @@ def render_markdown(document: Document) -> str:
 
 def render_runs_markdown(document: RunsDocument) -> str:
     """Warnings, verdict and what differs between two runs as GitHub-flavoured Markdown."""
+    return _parts(document, {"settings"})
+
+
+def render_training_markdown(document: TrainingDocument) -> str:
+    """Warnings, verdict and tables of a training by itself as GitHub-flavoured Markdown."""
+    return _parts(document, {section.key for m in document.models for section in m.chapters})
+
+
+def _parts(document: RunsDocument | TrainingDocument, shown: Collection[str]) -> str:
+    """Warnings, verdict, and the tables of the sections whose keys are shown."""
     lines = [f"## {plain(document.title)}", "", plain(document.question), ""]
     lines += [f"> **Read this first:** {plain(warning)}  " for warning in document.warnings]
     for model in document.models:
-        lines += ["", f"### {plain(model.key)}", "", *_cards(model), ""]
-        lines += [f"**{plain(model.headline)}**", ""]
+        lines += ["", f"### {plain(model.key)}", "", *(_cards(model) if model.cards else ()), ""]
+        lines += [f"**{plain(model.headline)}**", ""] if model.headline else []
         lines += [f"- {plain(line)}" for line in model.verdict]
-        (differing,) = (s for s in model.chapters if s.key == "settings")
-        for block in differing.blocks:
-            if isinstance(block, Table):
-                rows = [[plain(cell) for cell in row] for row in block.rows]
-                lines += ["", *_table([plain(head) for head in block.head], rows)]
+        for section in model.chapters:
+            if section.key in shown:
+                lines += _first_table(section)
     return "\n".join(lines) + "\n"
+
+
+def _first_table(section: Section) -> list[str]:
+    """The one that sums the section up."""
+    for block in section.blocks:
+        if isinstance(block, Table):
+            rows = [[plain(cell) for cell in row] for row in block.rows]
+            return ["", *_table([plain(head) for head in block.head], rows)]
+    return []
 
 
 def plain(text: str) -> str:
@@ -66,7 +84,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ruler, *rows)]
 
 
-def _cards(model: ModelReport | ModelChange) -> list[str]:
+def _cards(model: ModelReport | ModelPart) -> list[str]:
     rows = [
         (plain(c.label), f"**{plain(c.value)}**", plain(c.detail), _word(c)) for c in model.cards
     ]

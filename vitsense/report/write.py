@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vitsense.report.compose import compose
@@ -17,6 +18,7 @@ def write_report(
     run: RunFolder,
     out: Path | None = None,
     *,
+    trainings: Sequence[Path] = (),
     html: bool = True,
     pdf: bool = True,
     markdown: bool = False,
@@ -29,6 +31,7 @@ def write_report(
         run: Must hold finished measurements.
         out: Folder for the files, made if it is not there; None is the run's own. With another one
             the run is only read.
+        trainings: Folders of more trainings and ablations of its models, which lie elsewhere.
         html: Write ``report.html``.
         pdf: Write ``report.pdf``.
         markdown: Write ``report.md``, a summary for a pull request.
@@ -39,10 +42,13 @@ def write_report(
         The files, ``report.json`` first.
 
     Raises:
-        InputMissingError: nothing was measured yet, or typst or pyarrow is not installed.
-        UserInputError: a file of the run is damaged, or the folder cannot be written.
+        InputMissingError: nothing was measured yet, a folder holds no training, or typst or
+            pyarrow is not installed.
+        UserInputError: a file of the run is damaged, a training is not finished, or the folder
+            cannot be written.
+        SiteMismatchError: a training of other weights than the run's.
     """
-    document = compose(run)
+    document = compose(run, trainings)
     drawn = pictures(document) if html or pdf else {}
     folder = run.path if out is None else RunFolder.at(out).path
     written = [folder / "report.json"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from vitsense.report.chapters.ablation import ablation
 from vitsense.report.chapters.additivity import additivity_chapter
 from vitsense.report.chapters.causes import causes
 from vitsense.report.chapters.deployment import deployment
@@ -32,6 +33,7 @@ FOR_EACH_MODEL: tuple[ModelChapter, ...] = (
     causes,
     predictors,
     training,
+    ablation,
     deployment,
 )
 """In the part of each model, after its plans."""
