@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from vitsense.decimals import counted, number, span
 from vitsense.report.chapters.ablation import ablation_chapter, finding
 from vitsense.report.chapters.training import training_chapter
 from vitsense.report.document import Card, ModelPart, Status
-from vitsense.report.section import Section
+from vitsense.report.section import Caution, Section
 from vitsense.report.training_document import TrainingDocument
 from vitsense.trainings import AblationFolder, TrainingFolder, budget_words
 
@@ -54,6 +55,8 @@ def compose_training(folder: TrainingFolder | AblationFolder) -> TrainingDocumen
 def _training(folder: TrainingFolder, record: Record) -> ModelPart:
     said = training_chapter([(folder, dict(record))], 0)
     assert said is not None
+    # what it warns of stands above
+    blocks = tuple(block for block in said.blocks if not isinstance(block, Caution))
     worth = record.get("worth") or {}
     others = (worth.get("advice"), (record.get("calibration") or {}).get("start"))
     notes = [note for note in record.get("notes") or () if note not in record.get("warnings", ())]
@@ -62,7 +65,7 @@ def _training(folder: TrainingFolder, record: Record) -> ModelPart:
         cards=tuple(_cards(record)),
         headline=worth.get("text", ""),
         verdict=(*filter(None, others), *notes),
-        chapter=said,
+        chapter=replace(said, blocks=blocks),
     )
 
 

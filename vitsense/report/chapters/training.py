@@ -204,7 +204,11 @@ def _in_detail(plans: Sequence[Planned]) -> tuple[Trained, str]:
     gained = [one for plan in plans for one in plan.trainings if one.kind is Kind.GAINED]
     unharmed = [one for one in plans[0].trainings if one.kind is not Kind.WORSE]
     those = gained or unharmed or list(plans[0].trainings)
-    whose = "of those that gained" if gained else f"of the {plans[0].said}"
+    several = len(those) > 1
+    if gained:
+        whose = "of those that gained" if several else "that gained"
+    else:
+        whose = f"of the {plans[0].said}" + " that made nothing worse" * bool(unharmed)
     chosen = max(those, key=lambda one: (int(one.record["steps"]), one.name))
-    which = "the one with most steps" if len(those) > 1 else "the only one"
+    which = "the one with most steps" if several else "the only one"
     return chosen, f"What follows is about training {chosen.name} alone, {which} {whose}."
