@@ -58,13 +58,12 @@ def _training(folder: TrainingFolder, record: Record) -> ModelPart:
     # what it warns of stands above
     blocks = tuple(block for block in said.blocks if not isinstance(block, Caution))
     worth = record.get("worth") or {}
-    others = (worth.get("advice"), (record.get("calibration") or {}).get("start"))
     notes = [note for note in record.get("notes") or () if note not in record.get("warnings", ())]
     return _part(
         record,
         cards=tuple(_cards(record)),
         headline=worth.get("text", ""),
-        verdict=(*filter(None, others), *notes),
+        verdict=(*filter(None, [worth.get("advice")]), *notes),
         chapter=replace(said, blocks=blocks),
     )
 
