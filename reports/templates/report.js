@@ -253,7 +253,7 @@
       if (next) { event.preventDefault(); go(next); }
     });
 
-    // the recommended plan is in the page as gzip; who cannot unpack it here takes it packed
+    // the plan is in the page as gzip; who cannot unpack it here takes it packed
     var taken = section.querySelector(".plan");
     if (taken && window.DecompressionStream) {
       taken.addEventListener("click", function (event) {
@@ -303,9 +303,9 @@
       function reset() {
         picked = null;
         slider.value = nearest;
-        slider.setAttribute("aria-valuetext", "the recommended plan");
+        slider.setAttribute("aria-valuetext", "the best plan within the budget");
         show(chosen);
-        out.textContent = "The recommended plan is shown" + box.dataset.now + ".";
+        out.textContent = "The best plan within the budget is shown" + box.dataset.now + ".";
         keep("plan" + number, "");
       }
       function choose(at) {

@@ -149,7 +149,7 @@ def test_cards_carry_number_interval_symbol_and_word(run: RunFolder, document: D
     assert card.value == f"{joint['drop']:.1f} points"
     assert f"{joint['drop_low']:.1f} to {joint['drop_high']:.1f}" in card.detail
     assert (card.status, card.word) == (Status.BAD, "breaks")
-    assert any(label.startswith("Recommended, ") for label in cards)
+    assert any(label.startswith("Best within the budget, ") for label in cards)
     assert len(cards) == 5
 
 

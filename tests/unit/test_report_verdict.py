@@ -6,13 +6,8 @@ import pandas as pd
 import pytest
 
 from vitsense.plan.plan import ModulePlan, Plan
-from vitsense.report.compose_verdict import (
-    bits_of_worst,
-    headline_of,
-    measured_worst,
-    sentences_of,
-    widest_of,
-)
+from vitsense.report.compose_deploy import deployed, headline_of, why_mixed
+from vitsense.report.compose_verdict import cards_of, measured_worst, sentences_of, worst_of
 from vitsense.schemas import SCHEMAS
 
 NOTHING = pd.DataFrame(columns=list(SCHEMAS["sensitivity"]))
@@ -36,41 +31,86 @@ BREAKS = (4.0, 60.0, 50.0, 70.0)
     ("plan", "words"),
     [
         ((4.0, 0.2, -0.3, 0.7), "The recommended plan holds at 4.0 bits"),
-        ((4.0, 0.8, -0.1, 1.7), "The recommended plan may or may not hold"),
-        (BREAKS, "No plan that was found holds at 4.0 bits on average (0.40 MB): the best one"),
+        ((4.0, 0.8, -0.1, 1.7), "The best plan within the budget may or may not hold"),
+        (BREAKS, "The best plan within the budget breaks at 4.0 bits on average over its weights"),
     ],
 )
-def test_a_plan_that_breaks_is_not_called_recommended(plan, words: str) -> None:
-    assert headline_of(joint_of(recommended=plan)).startswith(words)
+def test_only_a_plan_that_holds_is_called_recommended(plan, words: str) -> None:
+    joint = joint_of(recommended=plan)
+    assert headline_of(joint).startswith(words)
+    called = [card.label.partition(",")[0] for card in cards_of({}, joint, NOTHING)]
+    assert called == ["Recommended" if "recommended" in words else "Best within the budget"]
 
 
-def test_the_smallest_plan_that_holds_is_named_and_no_random_one() -> None:
+def ordered(joint: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """The plans with divergences that rise in this order."""
+    kl = {name: 0.01 * (place + 1) for place, name in enumerate(names)}
+    joint["kl"] = joint["plan"].map(kl)
+    return joint.assign(kl_low=0.9 * joint["kl"], kl_high=1.1 * joint["kl"], n=200)
+
+
+def test_the_smallest_plan_that_holds_is_to_be_deployed_and_no_random_one() -> None:
     joint = joint_of(
         recommended=BREAKS,
         pareto_6=(6.0, 0.1, -0.4, 0.7),
-        pareto_5=(5.0, 0.2, -0.4, 0.8),
+        pareto_5=(5.0, -0.2, -0.8, 0.4),
         random_1=(4.5, 0.0, -0.1, 0.1),
-        uniform_3=(3.0, 0.0, -0.1, 0.1),
         uniform_8=(8.0, 0.0, -0.1, 0.1),
     )
-    assert sentences_of(NOTHING, joint) == [
-        "The smallest measured plan that holds: mixed, about 5 bits, 5.0 bits on average, 0.50 "
-        "MB, 0.2 points lost (\u22120.4 to 0.8)."
+    joint = ordered(joint, "uniform-8", "pareto-6", "random-1", "pareto-5", "recommended")
+    joint["bitops_g"] = joint["avg_bits"] ** 2
+    assert deployed(joint) == [
+        "To deploy, beyond the budget: mixed, about 5 bits (5.0 bits on average, 0.50 MB, 0.39 "
+        "times the bit operations of 8 bits everywhere), the smallest measured plan that holds. It "
+        "gains 0.2 points (\u22120.4 to 0.8)."
+    ]
+    card = cards_of({}, joint, NOTHING)[-1]
+    assert card.label == "To deploy: mixed, 5.0 bits, 0.50 MB: lost"
+    assert card.word == "holds"
+
+
+def test_where_none_is_known_to_hold_it_is_said_how_many_images_would_tell() -> None:
+    joint = joint_of(recommended=BREAKS, uniform_8=(8.0, -0.5, -2.4, 1.4))
+    (line,) = deployed(ordered(joint, "uniform-8", "recommended"))
+    assert line == (
+        "To deploy: no measured plan is known to hold. The nearest: 8 bits everywhere, 0.80 MB. It "
+        "gains 0.5 points (\u22121.4 to 2.4). About 1,500 images instead of 200 would tell, four "
+        "times in five, if it loses no more than it did here."
+    )
+
+
+def test_where_every_plan_breaks_nobody_is_told_to_take_more_images() -> None:
+    joint = joint_of(recommended=BREAKS, pareto_5=(5.0, 9.0, 7.0, 11.0), uniform_8=(8, 4.0, 2, 6))
+    assert deployed(joint) == [
+        "To deploy: none, every measured plan breaks. The one that loses least: 8 bits everywhere, "
+        "0.80 MB. It loses 4.0 points (2.0 to 6.0)."
     ]
 
 
-def test_where_none_is_known_to_hold_the_nearest_says_what_may_be_lost() -> None:
-    joint = joint_of(recommended=BREAKS, pareto_5=(5.0, 3.0, 1.0, 7.0), pareto_6=(6, 0.8, -3.5, 5))
-    (line,) = sentences_of(NOTHING, joint)
-    assert line.startswith(
-        "No measured plan is known to hold. The nearest: mixed, about 6 bits, 6.0 bits"
+def test_a_recommended_plan_that_holds_is_the_one_to_deploy() -> None:
+    joint = joint_of(recommended=(4.0, 0.2, -0.3, 0.7))
+    assert deployed(joint) == [
+        "To deploy: the recommended plan, 4.0 bits on average, 0.40 MB, the smallest measured plan "
+        "that holds."
+    ]
+
+
+def test_why_a_mixed_plan_and_what_it_takes_beside_equal_bits() -> None:
+    joint = joint_of(
+        recommended=(4.0, 0.6, -0.3, 1.5), uniform_4=(4.0, 0.6, -0.3, 1.5), uniform_8=(8, 0, 0, 0)
     )
-    assert "up to 5.0 may be lost" in line
-
-
-@pytest.mark.parametrize("plan", [(4.0, 0.2, -0.3, 0.7), BREAKS])
-def test_without_a_need_or_a_wider_plan_nothing_is_said(plan) -> None:
-    assert sentences_of(NOTHING, joint_of(recommended=plan, uniform_3=(3, 0, 0, 0))) == []
+    joint = ordered(joint, "uniform-8", "recommended", "uniform-4")
+    joint["bitops_g"] = [1.5, 1.0, 4.0]
+    assert why_mixed(joint) == [
+        "The best plan within the budget is preferred to 4 bits everywhere because it diverges "
+        "less (0.020 against 0.030 nats), a finer measure than the loss; it takes 1.5 times the "
+        "bit operations of 4 bits everywhere (0.38 times those of 8 bits everywhere); bits on "
+        "average count weights only."
+    ]
+    joint["kl_high"] = 9.0
+    assert "cannot be told" in why_mixed(joint)[0]
+    joint.loc[0, ["drop", "drop_low", "drop_high"]] = [9.0, 8.0, 10.0]
+    assert why_mixed(joint)[0].startswith("The best plan within the budget takes 1.5 times the bit")
 
 
 def plan_of(*bits: int) -> Plan:
@@ -83,31 +123,6 @@ def plan_of(*bits: int) -> Plan:
     return Plan(model="m", modules=tuple(modules))
 
 
-def test_modules_that_keep_the_most_bits_are_named() -> None:
-    assert widest_of(plan_of(8, 4, 8)) == ["The plan keeps 8 bits for m0 (pinned), m2."]
-    (many,) = widest_of(plan_of(*[8] * 11, 4))
-    assert many.endswith("m7, and 3 more.")
-    assert widest_of(plan_of(4, 4)) == widest_of(None) == []
-
-
-def test_where_every_plan_breaks_nobody_is_told_to_take_more_images() -> None:
-    joint = joint_of(recommended=BREAKS, pareto_5=(5.0, 9.0, 7.0, 11.0), uniform_8=(8, 4.0, 2, 6))
-    assert sentences_of(NOTHING, joint) == [
-        "No measured plan holds. The one that loses least: 8 bits everywhere, 8.0 bits on "
-        "average, 0.80 MB, 4.0 points lost (2.0 to 6.0)."
-    ]
-
-
-def test_a_plan_that_holds_though_one_of_less_divergence_may_not_is_said_to_be_lucky() -> None:
-    joint = joint_of(
-        recommended=BREAKS, pareto_6=(6.0, -2.0, -4.9, 0.9), uniform_8=(8.0, -0.5, -2.4, 1.4)
-    )
-    joint.loc[joint["plan"] == "uniform-8", "kl"] = 0.01
-    (line,) = sentences_of(NOTHING, joint)
-    assert line.startswith("The smallest measured plan that holds: mixed, about 6 bits")
-    assert "Take this with care: a plan of less divergence cannot be told to hold" in line
-
-
 def cells(status: str, **kl: float) -> pd.DataFrame:
     rows = [
         {"module": name, "part": "both", "format": "int4", "bits": 4, "status": status, "kl": value}
@@ -116,13 +131,36 @@ def cells(status: str, **kl: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_the_bits_of_the_most_sensitive_modules_stand_in_their_order() -> None:
+def test_the_most_sensitive_modules_stand_with_their_bits_in_their_order() -> None:
     found = cells("measured", m0=0.1, m1=0.3, m2=0.2)
-    assert bits_of_worst(plan_of(8, 6, 4), found) == [
-        "The first alone causes 50 %. These 3 are the first to keep at more bits; within its "
-        "budget the plan gives them, in this order, 6, 4, 8 (pinned) bits."
+    assert worst_of(plan_of(8, 6, 4), found) == [
+        "m1 alone causes 50 % and the first 3 modules 100 % of the summed divergence at 4 bits, in "
+        "parentheses their bits in the plan: m1 (6), m2 (4), m0 (8, pinned)."
     ]
-    assert bits_of_worst(None, found) == bits_of_worst(plan_of(8, 6), found) == []
+    (line,) = worst_of(None, cells("measured", **{f"m{k}": 1.0 for k in range(4)}))
+    assert line == ("4 modules cause 100 % of the summed divergence at 4 bits: m0, m1, m2, m3.")
+    assert worst_of(None, NOTHING) == []
+
+
+def test_where_intervals_overlap_it_is_said_which_modules_are_surely_among_the_first() -> None:
+    found = cells("measured", **{f"m{k}": 0.1 for k in range(6)}, m6=0.5)
+    found = found.assign(kl_low=0.5 * found["kl"], kl_high=2 * found["kl"])
+    (line,) = worst_of(None, found)
+    assert line.endswith(" Only m6 surely belongs there: intervals of others reach the rest.")
+    (line,) = worst_of(None, found[found["module"] != "m6"])
+    assert line.endswith(
+        "None of them is surely among the first: intervals of others reach theirs."
+    )
+
+
+def test_other_modules_with_the_most_bits_are_named_unless_they_are_pinned() -> None:
+    found = cells("measured", m1=0.3)
+    assert sentences_of(found, joint_of(), plan_of(8, 4, 8))[1:] == [
+        "The plan keeps 8 bits for m2 as well."
+    ]
+    (_, many) = sentences_of(found, joint_of(), plan_of(*[8] * 12, 4))
+    assert many.endswith("m8, m9 and 2 more as well.")
+    assert len(sentences_of(found, joint_of(), plan_of(8, 4, 4))) == 1
 
 
 def test_a_ranking_by_estimates_says_what_was_measured() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from vitsense.formats import format_of
 
+BUDGETED = "best within the budget"
+"""The plan that was searched for, in words that do not say whether it holds."""
+
 
 def plan_name(name: str) -> str:
     """A plan of ``joint.csv`` in words: ``uniform-4`` is ``4 bits everywhere``."""
@@ -14,4 +17,6 @@ def plan_name(name: str) -> str:
         return f"mixed, about {value} bits"
     if kind == "random":
         return f"random formats, {value}"
+    if name == "recommended":
+        return BUDGETED
     return "as solved from single modules" if name == "solved" else name

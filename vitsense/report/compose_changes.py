@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from vitsense.compare.groups import role_label
-from vitsense.compare.plan_names import plan_name
+from vitsense.compare.plan_names import BUDGETED, plan_name
 from vitsense.compare.run_settings import Setting
 from vitsense.compare.runs import RunChanges
 from vitsense.formats import NumberFormat, format_of
@@ -314,10 +314,10 @@ def _plans(changes: RunChanges) -> Section:
         rows=tuple(rows),
         reading=(
             "All modules quantized at once, with 95 % intervals; a star: the change is "
-            "distinguishable from no change. Recommended and mixed plans may hold other bits in "
+            "distinguishable from no change. Best and mixed plans may hold other bits in "
             "each run."
         ),
-        marked=tuple(i for i, row in enumerate(rows) if row[0] == "recommended"),
+        marked=tuple(i for i, row in enumerate(rows) if row[0] == BUDGETED),
     )
     return Section(key="plans", title="Whole plans in both runs", blocks=(table,))
 

@@ -15,17 +15,11 @@ from vitsense.decimals import predicted as predicted_words
 from vitsense.formats import NumberFormat, format_of
 from vitsense.plan.plan import Plan
 from vitsense.report.chapters import model_chapters
+from vitsense.report.compose_deploy import headline_of
 from vitsense.report.compose_front import front_of
 from vitsense.report.compose_prices import more_bits
 from vitsense.report.compose_sheets import sheets
-from vitsense.report.compose_verdict import (
-    bits_of_worst,
-    cards_of,
-    headline_of,
-    measured_worst,
-    sentences_of,
-    widest_of,
-)
+from vitsense.report.compose_verdict import cards_of, measured_worst, sentences_of
 from vitsense.report.document import (
     HeatCell,
     ModelReport,
@@ -88,10 +82,8 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         facts=_facts(entry, sensitivity),
         headline=headline_of(joint),
         verdict=(
-            *sentences_of(sensitivity, joint),
-            *bits_of_worst(plan, sensitivity),
+            *sentences_of(sensitivity, joint, plan),
             *measured_worst(sensitivity, mine["causes"]),
-            *widest_of(plan),
             *_plan_note(plan, joint),
         ),
         cards=tuple(cards_of(entry, joint, sensitivity)),

@@ -2,173 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitsense.compare.plan_names import plan_name
 from vitsense.decimals import listed
-from vitsense.formats import format_of
+from vitsense.formats import NumberFormat, format_of
+from vitsense.report.compose_deploy import deployed, why_mixed
 from vitsense.report.document import Card, Status
-from vitsense.report.formatters import (
-    MINUS,
-    known,
-    loss_of,
-    number,
-    short,
-    shortened,
-    span,
-    visible,
-)
-from vitsense.verdict import loss_text, worst_modules, worst_text
+from vitsense.report.formatters import known, loss_of, number, short, shortened, span, visible
+from vitsense.schemas import RATED
+from vitsense.verdict import Judgement, judged, smallest_holding, worst_modules
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from vitsense.plan.plan import Plan
+    from vitsense.plan.plan import ModulePlan, Plan
 
 _MOST_OF_IT = 33.0  # percent of the divergence from which one module is named alone
-_LITTLE = 1.0  # points that are little to lose
 
 
-def headline_of(joint: pd.DataFrame) -> str:
-    """The verdict: what the recommended plan costs, beside equal bits everywhere.
-
-    Args:
-        joint: ``joint.csv`` of the model. Without a recommended plan the headline is empty.
-    """
-    plans = {row["plan"]: row for row in joint.to_dict("records")}
-    chosen = plans.get("recommended")
-    if chosen is None:
-        return ""
-    status, _ = _status(chosen)
-    size = f"{chosen['avg_bits']:.1f} bits on average ({chosen['size_mb']:.2f} MB)"
-    if status is Status.BAD:
-        line = f"No plan that was found holds at {size}: the best one {_plainly(chosen)}"
-    else:
-        verb = "holds" if status is Status.GOOD else "may or may not hold"
-        line = f"The recommended plan {verb} at {size}: it {_plainly(chosen)}"
-    same = plans.get(f"uniform-{round(chosen['avg_bits'])}")
-    if same is not None:
-        line += f"; {round(chosen['avg_bits'])} bits everywhere {_plainly(same, short_form=True)}"
-    return visible(f"{line}.")
-
-
-def _plainly(row: Mapping[str, Any], *, short_form: bool = False) -> str:
-    """What a plan loses, with the interval; near zero it says that nothing may be lost."""
-    value, low, high = loss_of(row)
-    if not known(row["drop"]):
-        return loss_text(row)
-    if low <= 0 <= high:
-        verb, ends = "loses", f"{number(value)} points ({span(low, high)})"
-        if number(value).startswith(MINUS):
-            verb, ends = "gains", f"{number(-value)} points ({span(-high, -low)})"
-        return f"{verb} {ends}" + ("" if short_form else ", which may be nothing")
-    return loss_text(row)
-
-
-def sentences_of(sensitivity: pd.DataFrame, joint: pd.DataFrame) -> list[str]:
-    """What the cards do not say: the next plan that holds, and the modules that cost most."""
-    worst = worst_modules(sensitivity)
-    names = () if worst is None else worst[0]
-    lines = (*_wider(joint), *worst_text(sensitivity))
-    return [visible(_shortened(line, names)) for line in lines]
-
-
-def _shortened(line: str, names: Iterable[str]) -> str:
-    """A sentence whose long names have lost their middle; tables have them whole."""
-    for name in names:
-        line = line.replace(name, shortened(name))
-    return line
-
-
-def _wider(joint: pd.DataFrame) -> list[str]:
-    """The smallest measured plan that holds, where the recommended one is not known to."""
-    plans = joint.to_dict("records")
-    chosen = next((row for row in plans if row["plan"] == "recommended"), None)
-    if chosen is None or _status(chosen)[0] is Status.GOOD:
-        return []
-    wider = [
-        row
-        for row in plans
-        if row["size_mb"] > chosen["size_mb"] and not str(row["plan"]).startswith("random-")
-    ]
-    holding = [row for row in wider if _status(row)[0] is Status.GOOD]
-    if holding:
-        best = min(holding, key=lambda row: row["size_mb"])
-        return [f"The smallest measured plan that holds: {_sized(best)}.{_luck(best, wider)}"]
-    if not wider:
-        return []
-    best = min(wider, key=lambda row: loss_of(row)[2])
-    if all(_status(row)[0] is Status.BAD for row in wider):
-        return [f"No measured plan holds. The one that loses least: {_sized(best)}."]
-    lost = number(loss_of(best)[2])
-    return [
-        f"No measured plan is known to hold. The nearest: {_sized(best)}, so up to {lost} may be "
-        "lost; more images would tell."
-    ]
-
-
-def _luck(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    """That a plan holds by chance, as far as plans of less divergence are not known to hold."""
-    less = [row for row in others if row["kl"] < best["kl"] and _status(row)[0] is not Status.GOOD]
-    if not less:
-        return ""
-    which = "a plan" if len(less) == 1 else f"{len(less)} plans"
-    return (
-        f" Take this with care: {which} of less divergence cannot be told to hold, so some of it "
-        "is luck with these images; more images would tell."
-    )
-
-
-def _sized(row: Mapping[str, Any]) -> str:
-    size = f"{plan_name(str(row['plan']))}, {row['avg_bits']:.1f} bits on average"
-    size += f", {row['size_mb']:.2f} MB"
-    if not known(row["drop"]):
-        return f"{size}, {loss_text(row)}"
-    value, low, high = loss_of(row)
-    if number(value).startswith(MINUS):
-        return f"{size}, {number(-value)} points gained ({span(-high, -low)})"
-    return f"{size}, {number(value)} points lost ({span(low, high)})"
+def sentences_of(
+    sensitivity: pd.DataFrame, joint: pd.DataFrame, plan: Plan | None = None
+) -> list[str]:
+    """What to deploy and why, and which modules cost most, with their bits in the plan."""
+    lines = (*deployed(joint), *why_mixed(joint), *worst_of(plan, sensitivity))
+    return [visible(line) for line in lines]
 
 
 _NAMED = 8
 
 
-def widest_of(plan: Plan | None) -> list[str]:
-    """Which modules keep the most bits in the plan."""
+def worst_of(plan: Plan | None, sensitivity: pd.DataFrame) -> list[str]:
+    """The modules that cost most, what the plan gives them, and how sure their order is."""
+    worst = worst_modules(sensitivity)
+    if worst is None:
+        return []
+    names, share, form = worst
+    given = {} if plan is None else {module.name: module for module in plan.modules}
+    how = "estimated" if (sensitivity["status"] == "estimated").any() else "summed"
+    _, first, _ = worst_modules(sensitivity, 1) or worst
+    alone = len(names) > 1 and first >= _MOST_OF_IT
+    counted_as = "module causes" if len(names) == 1 else "modules cause"
+    told = [shortened(name) + _bits_in(given.get(name)) for name in names]
+    text = (
+        f"{shortened(names[0])} alone causes {first:.0f} % and the first {len(names)} modules"
+        if alone
+        else f"{len(names)} {counted_as}"
+    )
+    return [
+        f"{text} {share:.0f} % of the {how} divergence at {form.words}"
+        f"{', in parentheses their bits in the plan' if given else ''}: {', '.join(told)}."
+        f"{_certain(sensitivity, names, form)}",
+        *_besides(plan, names),
+    ]
+
+
+def _bits_in(module: ModulePlan | None) -> str:
+    if module is None:
+        return ""
+    return f" ({format_of(module.format).label}{', pinned' if module.pinned else ''})"
+
+
+def _certain(sensitivity: pd.DataFrame, names: Sequence[str], form: NumberFormat) -> str:
+    """That others may belong among the first, where intervals overlap."""
+    cells = sensitivity[(sensitivity["format"] == form.name) & (sensitivity["part"] == "both")]
+    cells = cells[cells["status"].isin(RATED)].set_index("module")
+    if not {"kl_low", "kl_high"} <= set(cells.columns) or len(cells) <= len(names):
+        return ""
+    most = float(cells["kl_high"].drop(list(names)).max())
+    sure = [name for name in names if float(cells["kl_low"][name]) > most]
+    if len(sure) == len(names):
+        return ""
+    if not sure:
+        return " None of them is surely among the first: intervals of others reach theirs."
+    return (
+        f" Only {listed([shortened(name) for name in sure])} surely "
+        f"belong{'s' * (len(sure) == 1)} there: intervals of others reach the rest."
+    )
+
+
+def _besides(plan: Plan | None, named: Sequence[str]) -> list[str]:
+    """Modules that need the most bits and are not among the worst, nor pinned as is usual."""
     if plan is None:
         return []
     forms = {module.name: format_of(module.format) for module in plan.modules}
     most = max(form.effective_bits for form in forms.values())
-    wide = [module for module in plan.modules if forms[module.name].effective_bits == most]
+    wide = [module.name for module in plan.modules if forms[module.name].effective_bits == most]
     if len(wide) == len(forms):
         return []
-    names = [shortened(m.name) + (" (pinned)" if m.pinned else "") for m in wide]
-    more = [f"and {len(names) - _NAMED} more"] if len(names) > _NAMED else []
-    words = forms[wide[0].name].words
-    return [visible(f"The plan keeps {words} for {', '.join(names[:_NAMED] + more)}.")]
-
-
-def bits_of_worst(plan: Plan | None, sensitivity: pd.DataFrame) -> list[str]:
-    """What the plan gives the most sensitive modules: the first to keep at more bits."""
-    worst = worst_modules(sensitivity)
-    if plan is None or worst is None:
+    pinned = {module.name for module in plan.modules if module.pinned}
+    more = [name for name in wide if name not in pinned and name not in named]
+    if not more:
         return []
-    chosen = {module.name: module for module in plan.modules}
-    given = [
-        format_of(chosen[name].format).label + (" (pinned)" if chosen[name].pinned else "")
-        for name in worst[0]
-        if name in chosen
-    ]
-    if len(given) != len(worst[0]) or not given:
-        return []
-    _, first, _ = worst_modules(sensitivity, 1) or worst
-    unit = " bits" if given[-1][0].isdecimal() else ""
-    alone = f"The first alone causes {first:.0f} %. " if first >= _MOST_OF_IT else ""
-    return [
-        f"{alone}These {len(given)} are the first to keep at more bits; within its budget the plan "
-        f"gives them, in this order, {', '.join(given)}{unit}."
-    ]
+    names = [shortened(name) for name in more[:_NAMED]]
+    if len(more) > _NAMED:
+        names.append(f"{len(more) - _NAMED} more")
+    return [f"The plan keeps {forms[more[0]].words} for {listed(names)} as well."]
 
 
 def measured_worst(sensitivity: pd.DataFrame, causes: pd.DataFrame) -> list[str]:
@@ -211,14 +141,16 @@ def cards_of(
                 detail=f"{span(fp['top1_low'], fp['top1_high'])} %, {fp['n']} images",
             )
         )
-    plans = {row["plan"]: row for row in joint.to_dict("records")}
-    for name, label in (("uniform-8", "8 bits everywhere"), ("uniform-4", "4 bits everywhere")):
+    plans = {str(row["plan"]): row for row in joint.to_dict("records")}
+    found = judged(joint)
+    best = smallest_holding(joint) if "recommended" in plans else None
+    taken = "" if best is None else str(best["plan"])
+    named = ["uniform-8", "uniform-4", "recommended"]
+    named += [taken] if taken and taken not in named else []
+    for name in named:
         if name in plans:
-            cards.append(_loss_card(label, plans[name]))
-    if "recommended" in plans:
-        row = plans["recommended"]
-        label = f"Recommended, {row['avg_bits']:.1f} bits, {row['size_mb']:.2f} MB"
-        cards.append(_loss_card(label, row))
+            label = _label(plans[name], found[name], taken=name == taken)
+            cards.append(_loss_card(label, plans[name], found[name]))
     worst = worst_modules(sensitivity)
     if worst is not None:
         names, share, form = worst
@@ -233,8 +165,27 @@ def cards_of(
     return cards
 
 
-def _loss_card(label: str, row: Mapping[str, Any]) -> Card:
-    status, word = _status(row)
+def _label(row: Mapping[str, Any], known_of: Judgement, *, taken: bool) -> str:
+    """What a card calls a plan: recommended is one that holds."""
+    name = str(row["plan"])
+    size = f"{row['avg_bits']:.1f} bits, {row['size_mb']:.2f} MB"
+    if name == "recommended":
+        called = "Recommended" if known_of is Judgement.HOLDS else "Best within the budget"
+        return f"{called}, {size}"
+    if name.startswith("uniform-"):
+        called = plan_name(name)
+        return f"To deploy: {called}, {row['size_mb']:.2f} MB" if taken else called
+    return f"To deploy: mixed, {size}"
+
+
+_STATUS = {
+    Judgement.HOLDS: Status.GOOD,
+    Judgement.UNCERTAIN: Status.CAUTION,
+    Judgement.BREAKS: Status.BAD,
+}
+
+
+def _loss_card(label: str, row: Mapping[str, Any], known_of: Judgement) -> Card:
     value, low, high = loss_of(row)
     if known(row["drop"]):
         label = f"{label}: lost"
@@ -245,13 +196,6 @@ def _loss_card(label: str, row: Mapping[str, Any]) -> Card:
         label=label,
         value=shown,
         detail=f"{between}; divergence {short(float(row['kl']))} nats",
-        status=status,
-        word=word,
+        status=_STATUS[known_of],
+        word=known_of.value,
     )
-
-
-def _status(row: Mapping[str, Any]) -> tuple[Status, str]:
-    _, low, high = loss_of(row)
-    if low > _LITTLE:
-        return Status.BAD, "breaks"
-    return (Status.GOOD, "holds") if high <= _LITTLE else (Status.CAUTION, "uncertain")

@@ -226,6 +226,8 @@ def _largest(profile: Profile, name: str) -> str:
 
 
 def _mark_label(name: str) -> str:
+    if name == "recommended":
+        return "within the budget"
     label = name.replace("uniform-", "").replace("pareto-", "~")
     return f"{label} bits" if label[-1].isdecimal() and label[0] in "~0123456789" else label
 
@@ -275,7 +277,7 @@ def _front(model: ModelReport, number: int) -> Picture:
 
     best = next((m for m in model.marks if m[0] == "recommended"), None)
     state = (
-        f"the recommended plan needs {best[1]:.2f} MB; its measured {model.loss} is "
+        f"the best plan within the budget needs {best[1]:.2f} MB; its measured {model.loss} is "
         f"{decimal(best[2])} points ({span(best[3], best[4])})"
         if best
         else "what a smaller model costs"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Mapping
 from typing import Any
 
 from vitsense.decimals import MINUS, difference, number, short, short_span, span
+from vitsense.verdict import loss_of
 
 __all__ = [
     "MINUS", "count", "difference", "known", "loss_of", "number", "percent", "short",
@@ -66,14 +66,3 @@ def percent(value: float) -> str:
 def known(value: Any) -> bool:
     """Whether a table's cell holds a number."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))
-
-
-def loss_of(row: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Loss with its interval: the drop, or 100 minus agreement where there are no labels."""
-    if known(row["drop"]):
-        return float(row["drop"]), float(row["drop_low"]), float(row["drop_high"])
-    return (
-        100 - float(row["agreement"]),
-        100 - float(row["agreement_high"]),
-        100 - float(row["agreement_low"]),
-    )
