@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vitsense.runfolder import RunFolder
 from vitsense.trainings import TrainingFolder, training_path
 
 
@@ -64,3 +65,21 @@ def add_training(run: Path, digest: str, name: str = "demo", **changes: Any) -> 
     }  # fmt: skip
     folder.write_record(record | changes)
     return folder
+
+
+def several_trainings(run: RunFolder, number: int = 4) -> None:
+    """Trainings of the first model; the second made its recommended plan worse."""
+    digest = run.read_run()["models"][0]["weights_digest"]
+    for k in range(number):
+        gain = {"gain": 18.0, "gain_low": 16.0, "gain_high": 20.0}
+        changes: dict[str, Any] = {"last": accuracy(90 - k / 2, 5 + k / 2) | gain}
+        if k == 1:
+            lost = {"gain": -70.0, "gain_low": -72.0, "gain_high": -68.0}
+            said = "Training made the plan worse, by 70.00 points (68.00 to 72.00)."
+            changes = {"last": accuracy(2, 93) | lost, "warnings": [said]}
+        folder = add_training(run.path, digest, f"training-{k}", **changes)
+        record = {key: value for key, value in folder.read_record().items() if key != "schema"}
+        record["recipe"] |= {"lr": (k + 1) / 1000}
+        folder.write_record(record)
+        if k < 2:
+            (folder.path / "plan.json").write_bytes(run.plan_path().read_bytes())

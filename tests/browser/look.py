@@ -20,7 +20,7 @@ from typing import Any
 
 from report_chapters import EXPORT
 from report_fixture import make_run
-from training_record import add_training
+from training_record import several_trainings
 
 from vitsense.report import write_comparison, write_report
 from vitsense.runfolder import RunFolder, atomic_write, json_text
@@ -37,9 +37,9 @@ FOUR = ("vit_one", "resnet_two", "vit_three", "resnet_four")
 
 
 def trained(folder: Path) -> RunFolder:
-    """A run with a finished training."""
+    """A run with finished trainings, of which one diverged."""
     run = make_run(folder, 20, ["vit"])
-    add_training(run.path, run.read_run()["models"][0]["weights_digest"])
+    several_trainings(run)
     return run
 
 

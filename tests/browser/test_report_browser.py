@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from report_fixture import HOSTILE, make_run
+from training_record import several_trainings
 
 from vitsense.plan.again import plan_at
 from vitsense.report import compose, write_comparison, write_report
@@ -49,6 +50,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         unmeasured=True,
         warnings=["Only 10 images."],
     )
+    several_trainings(made)
     write_report(made, pdf=False)
     return made
 
@@ -354,7 +356,8 @@ def test_all_is_there_without_scripts(visit: Any, document: Document) -> None:
     for i, model in enumerate(document.models):
         assert page.locator(f"#heat-{i} tbody tr").count() == len(model.rows)
         assert page.locator(f"#model-{i} .whatif").is_hidden()
-    assert page.locator("figure svg").count() == 4
+    drawn = sum(len(part.charts) for model in document.models for part in model.chapters)
+    assert page.locator("figure svg").count() == 4 + drawn
     worst = document.models[0].worst[0]
     assert page.locator(f"#m0-{document.models[0].rows[worst].index} svg").first.is_visible()
     assert page.get_by_text(document.models[0].headline).first.is_visible()

@@ -15,6 +15,7 @@ import html5lib
 import pytest
 from report_fixture import HOSTILE, make_run
 from report_record import IMAGES
+from training_record import several_trainings
 
 from vitsense.report import compose
 from vitsense.report.compose_sheets import MOST_DRAWN
@@ -327,11 +328,16 @@ def test_an_unfinished_run_without_plan_still_makes_a_page(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("modules", "models", "most"),
-    [(60, 1, 300), (30, 2, 300), pytest.param(600, 1, 1500, marks=pytest.mark.slow)],
+    ("modules", "models", "trainings", "most"),
+    [(60, 1, 12, 300), (30, 2, 0, 300), pytest.param(600, 1, 0, 1500, marks=pytest.mark.slow)],
 )
-def test_the_page_stays_small(tmp_path: Path, modules: int, models: int, most: int) -> None:
-    _, html = rendered(tmp_path, modules, [f"model{i}" for i in range(models)])
+def test_the_page_stays_small(
+    tmp_path: Path, modules: int, models: int, trainings: int, most: int
+) -> None:
+    run = make_run(tmp_path / "run", modules, [f"model{i}" for i in range(models)])
+    several_trainings(run, trainings)
+    document = compose(run)
+    html = render_html(document, pictures(document))
     assert len(html.encode()) <= most * KILOBYTES
 
 

@@ -18,6 +18,7 @@ from vitsense.report.figures import pictures
 from vitsense.report.html import render_html
 from vitsense.report.section import Caution, Chart, Facts, Finding, Section, Table, Words
 from vitsense.report.source import Source
+from vitsense.report.summary import render_markdown
 from vitsense.runfolder import RunFolder
 
 
@@ -76,7 +77,7 @@ def test_figures_hold_the_numbers_of_the_files(run: RunFolder) -> None:
     assert charts["loss"].series[0].y == pytest.approx((2.9, 2.0, 1.5, 1.0))
     assert all(chart.title.startswith("Training demo: ") for chart in charts.values())
     assert charts["accuracy"].series[0].y == (70.0, 80.0, 90.0)
-    assert [s.name for s in charts["accuracy"].series[1:]] == ["full precision", "quantized only"]
+    assert [s.name for s in charts["accuracy"].series[1:]] == ["full precision", "not trained"]
     shares = {s.name: s.y for s in charts["oscillation"].series}
     assert shares["a.<b>"] == pytest.approx((0.0, 1.0, 2.0))
     assert "c" not in shares  # nothing oscillates there
@@ -120,8 +121,8 @@ def test_what_one_training_was_worth_is_said_with_its_name_and_plan(run: RunFold
     (found,) = _kind(_chapter(run), Finding)
     assert found.headline == "Plan of 6.00 bits: training demo gained"
     assert found.numbers == (
-        "More of it. Quantized only: top-1 72.0 % (70.0 to 74.0), 23.00 (21.00 to 25.00) points "
-        "lost, as the analysis measured it. After training: top-1 90.0 % (88.0 to 92.0). Do this."
+        "More of it. Not trained: top-1 72.0 % (70.0 to 74.0), 23.00 (21.00 to 25.00) points "
+        "lost, as the analysis measured it. Trained: top-1 90.0 % (88.0 to 92.0). Do this."
     )
     table = _kind(_chapter(run), Table)[0]
     assert table.rows[0][table.head.index("Gain (points)")] == "+18.00 (16.00 to 20.00)"
@@ -210,6 +211,18 @@ def test_a_training_that_made_the_recommended_plan_worse_is_on_the_first_screen(
     assert warning.startswith("Training wild made the recommended plan of vit_made_up worse")
     (found,) = _kind(_chapter(run), Finding)
     assert found.headline.startswith("Recommended plan (")
+
+
+def test_the_summary_says_what_the_chapter_says(run: RunFolder) -> None:
+    add_training(run.path, _digest(run), "wild", **_told(-30.0, warnings=["It got <worse>."]))
+    document = compose(run)
+    section = next(s for s in document.models[0].chapters if s.key.startswith("training"))
+    said = render_markdown(document).replace("\\", "")
+    assert f"#### {section.title}" in said
+    for found in _kind(section, Finding):
+        assert f"- **{found.headline}.** {found.numbers}" in said
+    assert "- **Read this first:** Training wild: It got <worse>." in said
+    assert all(cell in said for row in _kind(section, Table)[0].rows for cell in row)
 
 
 def test_what_does_not_move_is_said_and_not_drawn(run: RunFolder) -> None:

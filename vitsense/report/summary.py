@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitsense.errors import UserInputError
+from vitsense.report.chapters.training import TITLE as TRAINED
 from vitsense.report.compose import compose
 from vitsense.report.document import Card, Document, HeatCell, ModelPart, ModelReport, Status
 from vitsense.report.formatters import visible
 from vitsense.report.heatmap import heatmap
 from vitsense.report.runs_document import RunsDocument
-from vitsense.report.section import Section, Table
+from vitsense.report.section import Caution, Finding, Section, Table
 from vitsense.report.training_document import TrainingDocument
 from vitsense.runfolder import RunFolder
 
@@ -34,6 +35,10 @@ def render_markdown(document: Document) -> str:
         lines += [f"**{plain(model.headline)}**", ""] if model.headline else []
         lines += [f"- {plain(line)}" for line in model.verdict]
         lines += ["", *_worst(model)]
+        for section in model.chapters:
+            if section.title == TRAINED:
+                lines += ["", f"#### {plain(section.title)}", "", *_said(section)]
+                lines += _first_table(section)
     if document.findings:
         lines += ["", "### Findings", "", *_findings(document.findings)]
     lines += ["", "### How to get these numbers again", ""]
@@ -63,6 +68,14 @@ def _parts(document: RunsDocument | TrainingDocument, shown: Collection[str]) ->
             if section.key in shown:
                 lines += _first_table(section)
     return "\n".join(lines) + "\n"
+
+
+def _said(section: Section) -> list[str]:
+    """What the section found, and what it warns of."""
+    found = [(b.headline, b.numbers) for b in section.blocks if isinstance(b, Finding)]
+    warned = [text for b in section.blocks if isinstance(b, Caution) for text in b.texts]
+    lines = [f"- **{plain(headline)}.** {plain(numbers)}" for headline, numbers in found]
+    return lines + [f"- **Read this first:** {plain(text)}" for text in warned]
 
 
 def _first_table(section: Section) -> list[str]:

@@ -57,7 +57,7 @@ class Trained:
 
     @property
     def gain(self) -> tuple[float, float, float] | None:
-        """Trained minus quantized only, points, with its interval; None in earlier records."""
+        """Trained minus not trained, points, with its interval; None in earlier records."""
         last = self.record["last"]
         if last.get("gain") is None:
             return None

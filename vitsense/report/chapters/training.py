@@ -137,7 +137,7 @@ def _of_one(plan: Planned) -> Finding:
     (one,) = plan.trainings
     worth = str(one.record.get("worth", {}).get("text", ""))
     first, _, rest = worth.partition(". ")
-    last = f"After training: {what(one)} {shown(one.record['last'])}."
+    last = f"Trained: {what(one)} {shown(one.record['last'])}."
     if not worth:
         words = {
             Kind.GAINED: "gained: the intervals without and with training do not overlap",
@@ -163,11 +163,11 @@ def _untrained(plan: Planned) -> str:
             return ""
         low, high = min(v[0] for v in values), max(v[0] for v in values)
         return (
-            f"Quantized only, {what(first)} is {low:.1f} to {high:.1f} %: these trainings "
+            f"Not trained, {what(first)} is {low:.1f} to {high:.1f} %: these trainings "
             "calibrated it on images of their own."
         )
     loss = f", {drop_shown(row)} points lost" if row.get("drop") is not None else ""
-    text = f"Quantized only: {what(first)} {shown(row)}{loss}"
+    text = f"Not trained: {what(first)} {shown(row)}{loss}"
     analysis = first.record.get("analysis")
     if not analysis:
         return f"{text}."

@@ -39,7 +39,8 @@ def reached(plans: Sequence[Planned], number: int) -> Chart:
         name=f"training-{number}-reached",
         title=f"Predicted, quantized and trained: {lost} in points",
         alt=f"{lost} in points: {said}.",
-        reading="Further left is better; lines are 95 % intervals, of a prediction its band."
+        reading="Further left is better; lines are 95 % intervals, of a prediction its band. "
+        "Quantized is the plan that is not trained."
         + (" Linear below 1 point, logarithmic above." if far else ""),
         shape=Shape.DOTS,
         x_label=f"{lost} (points)",

@@ -156,7 +156,7 @@ def _accuracy_curve(
     )
     ends = (trained.x[0], trained.x[-1])
     lines = [trained]
-    for name, row in (("full precision", record["fp"]), ("quantized only", record["ptq"])):
+    for name, row in (("full precision", record["fp"]), ("not trained", record["ptq"])):
         if row is not None and row.get(key) is not None:
             value = float(row[key])
             lines.append(Series(name=name, x=ends, y=(value, value), colour=_INK))
@@ -170,7 +170,7 @@ def _accuracy_curve(
         reading=(
             "The band is the 95 % interval over the evaluation images. The curve begins where "
             "training begins, on first grids of its own; what it is worth is its end against "
-            "quantized only."
+            "the plan that is not trained."
         ),
         shape=Shape.LINE,
         x_label="step",

@@ -20,6 +20,7 @@ from vitsense.report.formatters import number, percent, short, shortened
 from vitsense.report.section import Table, without_dashes
 
 _LARGE = 1000.0  # numbers from here on are of trainings that diverged
+_RESULTS, _MANY = 6, 2  # columns before those of settings, and settings that fit beside them
 _PARTS = 2  # of the path of a data set
 
 
@@ -122,7 +123,7 @@ def table_of(plans: Sequence[Planned]) -> Table:
         head=(
             "Training",
             "Plan (bits)",
-            f"Quantized only, {what(first)}",
+            f"Not trained, {what(first)}",
             "Trained",
             "Gain (points)",
             "Drop left (points)",
@@ -133,6 +134,7 @@ def table_of(plans: Sequence[Planned]) -> Table:
         ),
         rows=rows,
         reading=_reading(trainings),
+        across=tuple(range(_RESULTS, _RESULTS + len(columns) + 1)) if len(columns) > _MANY else (),
     )
     return without_dashes(table)
 
@@ -162,7 +164,7 @@ def _reading(trainings: Sequence[Trained]) -> str:
     images = {one.record["fp"]["n"] for one in trainings}
     of = f"the same {counted(images.pop(), 'evaluation image')}" if len(images) == 1 else "images"
     paired = (
-        "The gain is trained minus quantized only, the drop full precision minus trained, both on "
+        "The gain is trained minus not trained, the drop full precision minus trained, both on "
         "the same images, with 95 % intervals. "
     )
     best = (
@@ -181,7 +183,7 @@ def in_short(trainings: Sequence[Trained]) -> Table:
             "Loss, first to last step (nats)",
             "Oscillating at the end",
             "Module that moved most",
-            "Divergence, quantized only to trained (nats)",
+            "Divergence, not trained to trained (nats)",
         ),
         rows=tuple(
             (one.name, _losses(one), _oscillating(one), _moved(one), _divergence(one))
