@@ -68,7 +68,7 @@ def add_training(run: Path, digest: str, name: str = "demo", **changes: Any) -> 
 
 
 def several_trainings(run: RunFolder, number: int = 4) -> None:
-    """Trainings of the first model; the second made its recommended plan worse."""
+    """Trainings of the first model; the second made the plan of the run worse."""
     digest = run.read_run()["models"][0]["weights_digest"]
     for k in range(number):
         gain = {"gain": 18.0, "gain_low": 16.0, "gain_high": 20.0}

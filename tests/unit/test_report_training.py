@@ -119,7 +119,7 @@ def test_what_one_training_was_worth_is_said_with_its_name_and_plan(run: RunFold
     analysis = {"equal": True, "drop": 23.0, "drop_low": 21.0, "drop_high": 25.0, "said": ""}
     add_training(run.path, _digest(run), **_told(18.0, analysis=analysis))
     (found,) = _kind(_chapter(run), Finding)
-    assert found.headline == "Plan of 6.00 bits: training demo gained"
+    assert found.headline == "The plan of 6.00 bits: training demo gained"
     assert found.numbers == (
         "More of it. Not trained: top-1 72.0 % (70.0 to 74.0), 23.00 (21.00 to 25.00) points "
         "lost, as the analysis measured it. Trained: top-1 90.0 % (88.0 to 92.0). Do this."
@@ -136,10 +136,10 @@ def test_trainings_are_judged_by_plan_and_a_picked_one_is_named_as_picked(run: R
     add_training(run.path, _digest(run), "narrow", **_told(25.0, plan=four))
     section = _chapter(run)
     first, second = _kind(section, Finding)
-    assert first.headline == "Plan of 6.00 bits: of 3 trainings 2 gained, 1 made it worse"
+    assert first.headline == "The plan of 6.00 bits: of 3 trainings 2 gained, 1 made it worse"
     assert "that of lsq: +18.00 (16.00 to 20.00) points" in first.numbers
     assert "picked among 3 on the evaluation images" in first.numbers
-    assert second.headline == "Plan of 4.00 bits (avg-bits=4): training narrow gained"
+    assert second.headline == "The plan of 4.00 bits (avg-bits=4): training narrow gained"
     assert _kind(section, Caution)[0].texts == ("Training wild: It got worse.",)
     # by plan, then by name; never by what came out
     assert [row[:2] for row in _kind(section, Table)[0].rows] == [
@@ -192,7 +192,7 @@ def test_trainings_without_a_paired_gain_are_judged_where_intervals_do_not_meet(
     section = _chapter(run)
     (found,) = _kind(section, Finding)
     assert found.headline == (
-        "Plan of 6.00 bits: of 3 trainings 1 gained, 1 made it worse, 1 cannot be judged (no "
+        "The plan of 6.00 bits: of 3 trainings 1 gained, 1 made it worse, 1 cannot be judged (no "
         "paired gain was recorded)"
     )
     assert "near: trained by an earlier version" in found.numbers
@@ -201,16 +201,16 @@ def test_trainings_without_a_paired_gain_are_judged_where_intervals_do_not_meet(
     assert "Gain (points)" not in _kind(section, Table)[0].head
 
 
-def test_a_training_that_made_the_recommended_plan_worse_is_on_the_first_screen(
+def test_a_training_that_made_the_plan_of_the_run_worse_is_on_the_first_screen(
     run: RunFolder,
 ) -> None:
     folder = add_training(run.path, _digest(run), "wild", **_told(-30.0))
     assert training_warnings(Source(run)) == []  # of another plan
     (folder.path / "plan.json").write_bytes(run.plan_path().read_bytes())
     (warning,) = compose(run).warnings
-    assert warning.startswith("Training wild made the recommended plan of vit_made_up worse")
+    assert warning.startswith("Training wild made the plan of vit_made_up worse")
     (found,) = _kind(_chapter(run), Finding)
-    assert found.headline.startswith("Recommended plan (")
+    assert found.headline.startswith("The run's plan (")
 
 
 def test_the_summary_says_what_the_chapter_says(run: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ def chart_picture(chart: Chart, models: Sequence[str]) -> Picture:
     bars = chart.shape in {Shape.BARS, Shape.DOTS}
     count = sum(len(series.y) for series in chart.series)
     if chart.shape is Shape.DOTS:
-        count = len({place for series in chart.series for place in series.x})
+        count = _rows(chart)
     height = max(1.6, _BAR * count + 0.9) if bars else 3.1
 
     def draw(axes: Sequence[Axes]) -> None:
@@ -125,11 +126,18 @@ def _bars(ax: Axes, chart: Chart) -> None:
         plain_ticks(ax.xaxis, log=True)
 
 
+def _rows(chart: Chart) -> int:
+    """How many rows a chart of dots has."""
+    return len({place for series in chart.series for place in series.x})
+
+
 def _dots(ax: Axes, chart: Chart) -> None:
     """Rows from top to bottom; the marks of one row stand a little above each other."""
     rows: dict[float, str] = {}
+    marks = Counter(x for series in chart.series for x in series.x)
     for k, series in enumerate(chart.series):
-        places = [x + _APART * (k - (len(chart.series) - 1) / 2) for x in series.x]
+        off = _APART * (k - (len(chart.series) - 1) / 2)
+        places = [x + off * (marks[x] > 1) for x in series.x]
         colour = _colour(series)
         if series.low:
             ax.hlines(places, series.low, series.high, color=colour, alpha=0.6, linewidth=1.1)

@@ -113,10 +113,11 @@ class Planned:
     """The trainings of one plan, by name."""
 
     said: str
-    """The plan in words that tell it from others: ``recommended plan (4.00 bits)``."""
+    """The plan in words that tell it from others: ``the run's plan (4.00 bits)``."""
     short: str
     """The same in a table's cell."""
-    recommended: bool
+    of_the_run: bool
+    """Whether it is the plan file of the run."""
     trainings: tuple[Trained, ...]
 
     @property
@@ -131,16 +132,14 @@ class Planned:
         return rows[0] if same else None
 
 
-def by_plan(
-    trainings: Sequence[Trained], recommended: Mapping[str, str] | None
-) -> tuple[Planned, ...]:
-    """Trainings of one plan together: the recommended plan first, then from many bits to few.
+def by_plan(trainings: Sequence[Trained], own: Mapping[str, str] | None) -> tuple[Planned, ...]:
+    """Trainings of one plan together: the plan of the run first, then from many bits to few.
 
     Args:
         trainings: Of one model.
-        recommended: Module -> format of the run's plan; None where there is none.
+        own: Module -> format of the run's plan; None where there is none.
     """
-    mine = tuple(sorted(recommended.items())) if recommended else None
+    mine = tuple(sorted(own.items())) if own else None
     groups: dict[tuple[tuple[str, str], ...], list[Trained]] = {}
     for one in sorted(trainings, key=lambda one: one.name):
         groups.setdefault(one.formats, []).append(one)
@@ -151,16 +150,16 @@ def by_plan(
     for key, text in zip(order, texts, strict=True):
         seen[text] += 1
         which = "" if again[text] == 1 else f", no. {seen[text]}"
-        short = f"{groups[key][0].bits:.2f}{', recommended' if key == mine else which}"
+        short = f"{groups[key][0].bits:.2f}{', of the run' if key == mine else which}"
         found.append(Planned(text + which, short, key == mine, tuple(groups[key])))
     return tuple(found)
 
 
-def _plan_words(one: Trained, recommended: bool) -> str:
-    if recommended:
-        return f"recommended plan ({one.bits:.2f} bits)"
+def _plan_words(one: Trained, of_the_run: bool) -> str:
+    if of_the_run:
+        return f"the run's plan ({one.bits:.2f} bits)"
     budget = one.record["plan"].get("budget")
-    return f"plan of {one.bits:.2f} bits" + (f" ({shortened(str(budget))})" if budget else "")
+    return f"the plan of {one.bits:.2f} bits" + (f" ({shortened(str(budget))})" if budget else "")
 
 
 def value_of(row: Row) -> tuple[float, float, float]:

@@ -35,24 +35,24 @@ TITLE = "Trained at these bits"
 def training(source: Source, model: str) -> Section | None:
     """What training the model's quantized form gave; None where it was not trained."""
     number = source.keys.index(model)
-    return training_chapter(trainings_of(source, model), number, _recommended(source, model))
+    return training_chapter(trainings_of(source, model), number, _own_plan(source, model))
 
 
 def training_chapter(
     found: Sequence[tuple[TrainingFolder, dict[str, Any]]],
     number: int,
-    recommended: Mapping[str, str] | None = None,
+    own: Mapping[str, str] | None = None,
 ) -> Section | None:
     """The chapter about finished trainings of one model; None without any.
 
     Args:
         found: Their folders and records.
         number: The model's colour.
-        recommended: Module -> format of the run's plan, if there is one.
+        own: Module -> format of the run's plan, if there is one.
     """
     if not found:
         return None
-    plans = by_plan(named(found), recommended)
+    plans = by_plan(named(found), own)
     trainings = [one for plan in plans for one in plan.trainings]
     blocks: list[Block] = [_finding(plan) for plan in plans]
     blocks += _cautions(trainings)
@@ -79,25 +79,25 @@ def trainings_of(source: Source, model: str) -> list[tuple[TrainingFolder, dict[
 
 
 def training_warnings(source: Source) -> list[str]:
-    """For the first screen: that trainings made a recommended plan worse."""
+    """For the first screen: that trainings made a plan of the run worse."""
     found = []
     for model in source.keys:
-        plans = by_plan(named(trainings_of(source, model)), _recommended(source, model))
+        plans = by_plan(named(trainings_of(source, model)), _own_plan(source, model))
         for plan in plans:
             worse = [one.name for one in plan.trainings if one.kind is Kind.WORSE]
-            if not plan.recommended or not worse:
+            if not plan.of_the_run or not worse:
                 continue
             number = len(plan.trainings)
             which = f"Training {worse[0]}" if number == 1 else f"{len(worse)} of {number} trainings"
             names = "" if number == 1 else f" ({listed(worse)})"
             found.append(
-                f"{which} made the recommended plan of {model} worse{names}: do not use what came "
+                f"{which} made the plan of {model} worse{names}: do not use what came "
                 f"out; see {TITLE}."
             )
     return found
 
 
-def _recommended(source: Source, model: str) -> dict[str, str] | None:
+def _own_plan(source: Source, model: str) -> dict[str, str] | None:
     entry = next(entry for entry in source.entries if entry["key"] == model)
     path = source.run.plan_path(None if source.is_first(entry) else model)
     return Plan.load(path).formats if path.is_file() else None
@@ -208,7 +208,7 @@ def _in_detail(plans: Sequence[Planned]) -> tuple[Trained, str]:
     if gained:
         whose = "of those that gained" if several else "that gained"
     else:
-        whose = f"of the {plans[0].said}" + " that made nothing worse" * bool(unharmed)
+        whose = f"of {plans[0].said}" + " that made nothing worse" * bool(unharmed)
     chosen = max(those, key=lambda one: (int(one.record["steps"]), one.name))
     which = "the one with most steps" if several else "the only one"
     return chosen, f"What follows is about training {chosen.name} alone, {which} {whose}."

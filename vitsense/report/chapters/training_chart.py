@@ -69,7 +69,8 @@ def _count(plans: Iterable[Planned]) -> int:
 def _dots(plan: Planned, *, several: bool) -> list[Dot]:
     predicted, quantized, trained = _KINDS
     found: list[Dot] = []
-    short = f"{'recommended' if plan.recommended else 'plan'}, {plan.trainings[0].bits:.2f} bits"
+    whose = "the run's plan" if plan.of_the_run else "plan"
+    short = f"{whose}, {plan.trainings[0].bits:.2f} bits"
     guess = plan.trainings[0].record["plan"].get("predicted")
     if guess:
         label = short if several else predicted

@@ -147,7 +147,7 @@ def _title(plans: Sequence[Planned]) -> str:
             f"Training {one.name}: {what(one)} {shown(one.record['last'])} at {one.bits:.2f} bits"
         )
     if len(plans) == 1:
-        return f"{len(trainings)} trainings of the {plans[0].said}, by name"
+        return f"{len(trainings)} trainings of {plans[0].said}, by name"
     return f"{len(trainings)} trainings of {len(plans)} plans, by plan and name"
 
 
