@@ -47,6 +47,12 @@ if TYPE_CHECKING:
     help="A point of the Pareto front, as the report's slider shows it, in place of a budget.",
 )
 @click.option(
+    "--measured",
+    metavar="NAME",
+    help="A whole plan that the run measured, with what it lost, in place of a budget: uniform-6, "
+    "pareto-5 or recommended, as joint.csv names it.",
+)
+@click.option(
     "--pin",
     multiple=True,
     metavar="NAME=BITS",
@@ -102,6 +108,7 @@ def plan(
     run: str | None,
     budget: str | None,
     point: int | None,
+    measured: str | None,
     pin: Sequence[str],
     no_pin: bool,
     tie: str | None,
@@ -125,21 +132,28 @@ def plan(
     interruption. For max-drop, the bits that the solver needs are held, and the loss is lowered.
     """
     from vitsense.plan.again import plan_again, plan_at
+    from vitsense.plan.measured import plan_measured
 
     searching = {"--refine-images": refine_images, "--budget-time": budget_time}
     idle = [option for option, value in searching.items() if value is not None and not refine]
     if idle:
         raise UserInputError(f"{' and '.join(idle)} shape a search: give --refine 3 as well.")
-    if (budget is None) == (point is None):
-        raise UserInputError("Give either --budget, for example avg-bits=4, or --point.")
+    if sum(choice is not None for choice in (budget, point, measured)) != 1:
+        raise UserInputError(
+            "Give one of --budget, for example avg-bits=4, --point and --measured."
+        )
     found = find_run(run)
     if budget is None:
-        assert point is not None
         if pin or no_pin or tie or profile or refine:
+            option = "--measured" if point is None else "--point"
             raise UserInputError(
-                "--point takes a plan as it is: no --pin, --no-pin, --tie, --profile or --refine."
+                f"{option} takes a plan as it is: no --pin, --no-pin, --tie, --profile or --refine."
             )
-        made, path = plan_at(found, point, model=model, out=out)
+        if measured is not None:
+            made, path = plan_measured(found, measured, model=model, out=out)
+        else:
+            assert point is not None
+            made, path = plan_at(found, point, model=model, out=out)
     else:
         limits: dict[str, Any] = {
             "model": model,
@@ -159,7 +173,7 @@ def plan(
     if as_json:
         emit_json("complete", {"path": str(path), "plan": made.to_json()})
         return
-    _emit_plan(found, made, path, kept=out is None)
+    _emit_plan(found, made, path, kept=out is None, searched=measured is None)
 
 
 _IMAGES = 64
@@ -196,7 +210,7 @@ def _improved(
     return made.plan, made.path
 
 
-def _emit_plan(found: RunFolder, made: Plan, path: Path, *, kept: bool) -> None:
+def _emit_plan(found: RunFolder, made: Plan, path: Path, *, kept: bool, searched: bool) -> None:
     from vitsense.plan.again import nothing_wider, previous_path
     from vitsense.plan.predict import DropModel
 
@@ -214,7 +228,7 @@ def _emit_plan(found: RunFolder, made: Plan, path: Path, *, kept: bool) -> None:
         f"({predicted['low']:.1f} to {predicted['high']:.1f})"
     )
     if made.measured is not None:
-        _emit_measured(made)
+        _emit_measured(made, searched=searched)
     else:
         emit(f"  {_unmeasured(made, DropModel(**entry['drop_model']))}")
     if nothing_wider(found, made):
@@ -240,13 +254,15 @@ def _unmeasured(made: Plan, curve: DropModel) -> str:
     )
 
 
-def _emit_measured(made: Plan) -> None:
+def _emit_measured(made: Plan, *, searched: bool) -> None:
     """What a search found, and what the plan loses."""
     from vitsense.plan.budget import Budget, BudgetKind
     from vitsense.verdict import loss_text
 
     measured = dict(made.measured or {})
     emit(f"  measured as a whole on {measured['n']} images: {loss_text(measured)}")
+    if not searched:
+        return
     budget = Budget.parse(made.budget)
     lost = measured["drop"] if measured["drop"] is not None else 100 - measured["agreement"]
     if budget.kind is BudgetKind.MAX_DROP and lost > budget.value:

@@ -253,17 +253,6 @@
       if (next) { event.preventDefault(); go(next); }
     });
 
-    // the plan is in the page as gzip; who cannot unpack it here takes it packed
-    var taken = section.querySelector(".plan");
-    if (taken && window.DecompressionStream) {
-      taken.addEventListener("click", function (event) {
-        var raw = Uint8Array.from(atob(taken.href.split(",")[1]), function (c) { return c.charCodeAt(0); });
-        var packed = new Blob([raw]).stream().pipeThrough(new DecompressionStream("gzip"));
-        event.preventDefault();
-        new Response(packed).text().then(function (text) { save(text, taken.dataset.name, "application/json"); });
-      });
-    }
-
     // what if: the bits of a precomputed point of the front
     var box = section.querySelector(".whatif");
     var pick = function () {};
@@ -366,6 +355,18 @@
       pick(state["plan" + number] === undefined ? -1 : Number(state["plan" + number]));
     }
     restore();
+  });
+
+  // plans are in the page as gzip; who cannot unpack them here takes them packed
+  document.querySelectorAll("a.plan").forEach(function (link) {
+    link.addEventListener("click", function (event) {
+      var at = link.getAttribute("href"), taken = at[0] === "#" ? byId(at.slice(1)) : link;
+      if (!taken || !window.DecompressionStream) { return; }
+      var raw = Uint8Array.from(atob(taken.href.split(",")[1]), function (c) { return c.charCodeAt(0); });
+      var packed = new Blob([raw]).stream().pipeThrough(new DecompressionStream("gzip"));
+      event.preventDefault();
+      new Response(packed).text().then(function (text) { save(text, taken.dataset.name, "application/json"); });
+    });
   });
 
   // a place inside something folded is unfolded

@@ -312,6 +312,28 @@ def test_the_plan_of_the_page_is_the_file_of_the_run(visit: Any, run: Any, tmp_p
         assert downloaded(page, click, tmp_path).read_text() == run.plan_path().read_text()
 
 
+def test_the_plan_to_deploy_can_be_taken_from_the_first_screen(
+    browser: Any, tmp_path: Path
+) -> None:
+    """One in the page's first screen, and one that is the plan of the run, further down."""
+    run = make_run(tmp_path / "run", 9)
+    joint = run.table("joint")
+    second = joint["model"] == list(joint["model"])[-1]
+    chosen = second & (joint["plan"] == "recommended")
+    joint.loc[chosen, ["drop", "drop_low", "drop_high"]] = (0.1, -0.5, 0.7)
+    run.write_table("joint", joint[~second | chosen])
+    write_report(run, pdf=False)
+    models = compose(run).models
+    assert [bool(model.deployed and model.deployed.json) for model in models] == [True, False]
+    page = browser.new_page(accept_downloads=True)
+    page.goto((run.path / "report.html").as_uri())
+    for model in models:
+        link = page.get_by_role("link", name=f"download {model.deployed.file}", exact=True)
+        found = downloaded(page, link.click, tmp_path).read_text()
+        assert found == (model.deployed.json or model.plan_json)
+    page.close()
+
+
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_picked_plan_is_byte_for_byte_what_the_program_writes(
     visit: Any, run: Any, document: Document, tmp_path: Path, number: int

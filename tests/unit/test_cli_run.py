@@ -342,6 +342,28 @@ def test_a_time_budget_counts_from_the_start_of_the_program_and_leaves_some_for_
     capsys.readouterr()
 
 
+def test_a_measured_plan_is_written_again_and_the_searched_one_stays(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = (run / "plan.json").read_bytes()
+    joint = RunFolder.open(run).table("joint").set_index("plan")
+    for name in ("uniform-8", "uniform-3"):
+        assert cli.run(["plan", str(run), "--measured", name]) == 0
+        assert "measured as a whole on" in capsys.readouterr().out
+        made = Plan.load(run / "plan.json")
+        assert set(made.bits.values()) == {int(name[-1])}
+        assert made.measured is not None
+        assert made.measured["kl"] == joint.loc[name, "kl"]
+        assert made.cost is not None
+        assert made.cost["bitops_g"] == pytest.approx(joint.loc[name, "bitops_g"])
+        assert made.provenance["plan"] == name
+        assert not any(module.pinned for module in made.modules)
+    assert (run / "plan.previous.json").read_bytes() == measured
+    assert cli.run(["plan", str(run), "--measured", "recommended"]) == 0
+    assert (run / "plan.json").read_bytes() == measured
+    capsys.readouterr()
+
+
 def test_plan_writes_elsewhere_on_request(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "plan.json").read_bytes()
     command = ["plan", str(run), "--budget", "max-drop=10", "--out", "mine.json"]
@@ -363,6 +385,9 @@ def test_plan_writes_elsewhere_on_request(run: Path, capsys: pytest.CaptureFixtu
         (["--budget", "avg-bits=4", "--out", "absent/plan.json"], "cannot be written"),
         (["--budget", "avg-bits=4", "--tie", "heads"], "qkv"),
         (["--point", "0", "--refine", "1"], "or --refine"),
+        (["--measured", "uniform-8", "--pin", "fc=8"], "--measured takes a plan as it is"),
+        (["--measured", "uniform-8", "--point", "0"], "one of --budget"),
+        (["--measured", "uniform-5"], "whose bits are kept are uniform-8"),
         (["--budget", "avg-bits=4", "--budget-time", "5s"], "give --refine 3 as well"),
         (["--budget", "avg-bits=4", "--refine-images", "8"], "--refine-images shape a search"),
         (["--budget", "avg-bits=4", "--refine", "1", "--budget-time", "abc"], "is 'abc': write a"),

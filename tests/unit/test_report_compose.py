@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from report_fixture import make_run
 from report_record import IMAGES, WIDTHS
 
+from vitsense import cli
 from vitsense.errors import InputMissingError, SchemaVersionError, UserInputError
 from vitsense.report import compose
 from vitsense.report.compose_model import LEVELS, WORST, heat_level
@@ -151,6 +155,35 @@ def test_cards_carry_number_interval_symbol_and_word(run: RunFolder, document: D
     assert (card.status, card.word) == (Status.BAD, "breaks")
     assert any(label.startswith("Best within the budget, ") for label in cards)
     assert len(cards) == 5
+
+
+def test_the_plan_to_deploy_is_byte_for_byte_what_its_command_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "run", 9)
+    document = compose(run)
+    page = render_html(document, {})
+    for number, model in enumerate(document.models):
+        assert model.deployed is not None
+        assert model.deployed.plan in {row.name for row in model.plans}
+        assert model.verdict[0].endswith(model.deployed.command)
+        command = [str(run.path) if w == "RUN" else w for w in shlex.split(model.deployed.command)]
+        assert cli.run([*command[1:], "-q"]) == 0
+        assert (tmp_path / model.deployed.file).read_text(encoding="utf-8") == model.deployed.json
+        packed = base64.b64encode(gzip.compress(model.deployed.json.encode(), mtime=0)).decode()
+        assert page.count(packed) == 1
+        assert f"id=deploy-{number}>" in page
+
+
+def test_a_recommended_plan_that_holds_is_the_file_of_the_run(tmp_path: Path) -> None:
+    run = altered(tmp_path / "run", "joint", drop=0.1, drop_low=-0.5, drop_high=0.7)
+    joint = run.table("joint")
+    run.write_table("joint", joint[joint["plan"].isin(["uniform-8", "recommended"])])
+    model = compose(run).models[0]
+    assert model.deployed is not None
+    assert (model.deployed.file, model.deployed.json) == ("plan.json", "")
+    assert model.verdict[0].endswith("It is plan.json in the folder of this run.")
 
 
 @pytest.mark.parametrize(

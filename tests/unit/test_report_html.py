@@ -254,7 +254,8 @@ def test_the_plan_can_be_taken_from_the_page(document: Document, page: Page) -> 
     ]
     packed = [base64.b64decode(link.partition(",")[2]) for link in links]
     plans = [gzip.decompress(content).decode() for content in packed]
-    assert plans == [model.plan_json for model in document.models]
+    taken = [model.deployed for model in document.models if model.deployed is not None]
+    assert plans == [*(t.json for t in taken), *(model.plan_json for model in document.models)]
 
 
 def test_the_script_gets_the_bits_of_every_front_point(document: Document, page: Page) -> None:

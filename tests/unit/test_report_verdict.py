@@ -104,7 +104,7 @@ def test_why_a_mixed_plan_and_what_it_takes_beside_equal_bits() -> None:
     assert why_mixed(joint) == [
         "The best plan within the budget is preferred to 4 bits everywhere because it diverges "
         "less (0.020 against 0.030 nats), a finer measure than the loss; it takes 1.5 times the "
-        "bit operations of 4 bits everywhere (0.38 times those of 8 bits everywhere); bits on "
+        "bit operations of 4 bits everywhere, 0.38 times those of 8 bits everywhere; bits on "
         "average count weights only."
     ]
     joint["kl_high"] = 9.0

@@ -87,7 +87,7 @@ class Again:
 def solved_again(run: RunFolder, budget: str, model: str | None, bounds: Bounds) -> Again:
     """Solve for one model of a run; arguments and errors are those of `plan_again`."""
     wanted = Budget.parse(budget)
-    setting = _setting(run, model, bounds)
+    setting = setting_of(run, model, bounds)
     return Again(
         setting=setting, budget=wanted, solved=solve(setting.problem, wanted, setting.curve)
     )
@@ -120,6 +120,10 @@ def plan_at(
     return made, path
 
 
+AS_MEASURED = "plan"
+"""Of a plan made again from the run's tables, where its provenance says which one it is."""
+
+
 def previous_path(path: Path) -> Path:
     """Where the plan that stood in a run's plan file ``path`` is kept when another replaces it."""
     return path.with_suffix(".previous.json")
@@ -128,13 +132,14 @@ def previous_path(path: Path) -> Path:
 def _keep(path: Path) -> None:
     """Keep a plan that is about to be replaced.
 
-    One that was measured as a whole is what the analysis paid for, and is not pushed out by one
-    that the same command solves again in a second.
+    One that was searched for and measured as a whole is what the analysis paid for, and is not
+    pushed out by one that the same command makes again in a second from the run's tables.
     """
     if not path.is_file():
         return
     kept = previous_path(path)
-    if not kept.is_file() or Plan.load(path).measured is not None:
+    plan = Plan.load(path)
+    if not kept.is_file() or (plan.measured is not None and AS_MEASURED not in plan.provenance):
         atomic_write(kept, path.read_bytes())
 
 
@@ -187,7 +192,7 @@ def front_plans(run: RunFolder, *, model: str | None = None) -> tuple[dict[int, 
     Raises:
         SiteMismatchError: the run has no such model or no finished measurement of it.
     """
-    setting = _setting(run, model, Bounds())
+    setting = setting_of(run, model, Bounds())
     bits = run.table("pareto_bits")
     bits = bits[bits["model"] == setting.entry["key"]]
     found = {}
@@ -247,7 +252,8 @@ class Setting:
         )
 
 
-def _setting(run: RunFolder, model: str | None, bounds: Bounds) -> Setting:
+def setting_of(run: RunFolder, model: str | None, bounds: Bounds) -> Setting:
+    """What is planned for: one model of a run, from its tables. Errors: see `plan_again`."""
     record = run.read_run()
     entries = {entry["key"]: entry for entry in record["models"]}
     key = model or next(iter(entries))

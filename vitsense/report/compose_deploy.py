@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitsense.compare.change import ratio
 from vitsense.compare.plan_names import plan_name
+from vitsense.plan.again import Bounds, setting_of
+from vitsense.plan.measured import measured_of
+from vitsense.report.document import Deployed
 from vitsense.report.formatters import (
     MINUS,
     known,
@@ -16,6 +20,7 @@ from vitsense.report.formatters import (
     span,
     visible,
 )
+from vitsense.runfolder import json_text
 from vitsense.sensitivity.interval import Interval
 from vitsense.verdict import (
     LITTLE,
@@ -29,6 +34,8 @@ from vitsense.verdict import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from vitsense.report.source import Source
 
 
 def headline_of(joint: pd.DataFrame) -> str:
@@ -90,6 +97,45 @@ def _more_images(row: Mapping[str, Any]) -> str:
     )
 
 
+def plan_to_deploy(source: Source, entry: Mapping[str, Any], plan_json: str) -> Deployed | None:
+    """The plan to deploy as a file; None where there is none, or its bits are not kept.
+
+    Args:
+        source: The run.
+        entry: One of the models of ``run.json``.
+        plan_json: The run's own plan file of that model as it is.
+    """
+    key = entry["key"]
+    joint = source.table("joint", key)
+    best = smallest_holding(joint) if "recommended" in set(joint["plan"]) else None
+    if best is None or "drop_model" not in entry:
+        return None
+    name = str(best["plan"])
+    setting = setting_of(source.run, key, Bounds())
+    made = measured_of(source.run, name, setting)
+    if made is None:
+        return None
+    text = json_text(made.to_json())
+    own = text == plan_json
+    file = setting.path.name if own else f"{setting.path.stem}-{name}.json"
+    model = "" if source.is_first(entry) else f" --model {shlex.quote(key)}"
+    return Deployed(
+        plan=plan_name(name),
+        file=file,
+        command=f"vitsense plan RUN{model} --measured {name} --out {shlex.quote(file)}",
+        json="" if own else text,
+    )
+
+
+def how_to_take(deployed: Deployed | None) -> list[str]:
+    """Where the plan to deploy is, or which command writes it."""
+    if deployed is None:
+        return []
+    if not deployed.json:
+        return [f"It is {deployed.file} in the folder of this run."]
+    return [f"This writes it (RUN: the folder of this run): {deployed.command}"]
+
+
 def why_mixed(joint: pd.DataFrame) -> list[str]:
     """What the plan has over equal bits, and what it takes: divergence, and bit operations."""
     plans = _by_name(joint)
@@ -128,7 +174,7 @@ def _operations(row: Mapping[str, Any], plans: Mapping[str, Mapping[str, Any]]) 
     if not said:
         return f"{number(float(row['bitops_g']), 2)} G bit operations"
     (first, words), *others = said
-    more = "".join(f" ({times} times those of {other})" for times, other in others)
+    more = "".join(f", {times} times those of {other}" for times, other in others)
     return f"{first} times the bit operations of {words}{more}"
 
 

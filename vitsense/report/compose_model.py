@@ -13,9 +13,10 @@ from vitsense.compare.plan_names import plan_name
 from vitsense.decimals import listed
 from vitsense.decimals import predicted as predicted_words
 from vitsense.formats import NumberFormat, format_of
+from vitsense.plan.measured import is_measured
 from vitsense.plan.plan import Plan
 from vitsense.report.chapters import model_chapters
-from vitsense.report.compose_deploy import headline_of
+from vitsense.report.compose_deploy import headline_of, plan_to_deploy
 from vitsense.report.compose_front import front_of
 from vitsense.report.compose_prices import more_bits
 from vitsense.report.compose_sheets import sheets
@@ -67,6 +68,8 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
     better = better_formats(run.table("sensitivity"), mine["sensitivity"])
     joint = mine["joint"]
     labelled = source.labelled(key)
+    plan_json = plan_path.read_text(encoding="utf-8") if plan is not None else ""
+    taken = plan_to_deploy(source, entry, plan_json)
     front, writer = front_of(source, entry)
     rows = _rows(mine["modules"], sensitivity, plan, forms, sheets(source, key, planned_bits))
     prices = more_bits(mine["modules"], sensitivity, plan)
@@ -82,7 +85,7 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         facts=_facts(entry, sensitivity),
         headline=headline_of(joint),
         verdict=(
-            *sentences_of(sensitivity, joint, plan),
+            *sentences_of(sensitivity, joint, plan, taken),
             *measured_worst(sensitivity, mine["causes"]),
             *_plan_note(plan, joint),
         ),
@@ -103,7 +106,8 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
             (row["name"], row["operation"], row["reason"], count(int(row["params"])))
             for row in mine["coverage"].to_dict("records")
         ),
-        plan_json=plan_path.read_text(encoding="utf-8") if plan is not None else "",
+        plan_json=plan_json,
+        deployed=taken,
         chapters=model_chapters(source, key),
     )
 
@@ -115,11 +119,13 @@ def _wide_first(form: NumberFormat) -> tuple[bool, float, str]:
 
 def _plan_note(plan: Plan | None, joint: pd.DataFrame) -> list[str]:
     """A warning where the plan was solved again, so that nobody takes it for the measured one."""
-    if plan is None or plan.measured is not None or "recommended" not in set(joint["plan"]):
+    rows = joint[joint["plan"] == "recommended"].to_dict("records")
+    if plan is None or not rows or is_measured(plan, rows[0]):
         return []
+    known = "" if plan.measured is not None else " and not measured as a whole"
     return [
-        f"The plan file was made again ({plan.budget or 'by hand'}) and not measured as a whole: "
-        "the module table shows its bits, everything else the recommended plan of the run."
+        f"The plan file was made again ({plan.budget or 'by hand'}){known}: the module table shows "
+        "its bits, everything else the plan that the run searched for."
     ]
 
 

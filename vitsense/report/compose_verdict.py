@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from vitsense.compare.plan_names import plan_name
 from vitsense.decimals import listed
 from vitsense.formats import NumberFormat, format_of
-from vitsense.report.compose_deploy import deployed, why_mixed
-from vitsense.report.document import Card, Status
+from vitsense.report.compose_deploy import deployed, how_to_take, why_mixed
+from vitsense.report.document import Card, Deployed, Status
 from vitsense.report.formatters import known, loss_of, number, short, shortened, span, visible
 from vitsense.schemas import RATED
 from vitsense.verdict import Judgement, judged, smallest_holding, worst_modules
@@ -23,10 +23,14 @@ _MOST_OF_IT = 33.0  # percent of the divergence from which one module is named a
 
 
 def sentences_of(
-    sensitivity: pd.DataFrame, joint: pd.DataFrame, plan: Plan | None = None
+    sensitivity: pd.DataFrame,
+    joint: pd.DataFrame,
+    plan: Plan | None = None,
+    taken: Deployed | None = None,
 ) -> list[str]:
     """What to deploy and why, and which modules cost most, with their bits in the plan."""
-    lines = (*deployed(joint), *why_mixed(joint), *worst_of(plan, sensitivity))
+    first = " ".join([*deployed(joint), *how_to_take(taken)])
+    lines = (*filter(None, [first]), *why_mixed(joint), *worst_of(plan, sensitivity))
     return [visible(line) for line in lines]
 
 

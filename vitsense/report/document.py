@@ -144,6 +144,19 @@ class PlanWriter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """The plan to deploy: the smallest measured one that holds."""
+
+    plan: str
+    """Its name among the whole plans of the report."""
+    file: str
+    command: str
+    """What writes the file; ``RUN`` is the run's folder."""
+    json: str
+    """The bytes of that file; empty where it is the plan file of the run itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
     """Everything about one model."""
 
@@ -182,6 +195,8 @@ class ModelReport:
     coverage: tuple[tuple[str, str, str, str], ...]
     plan_json: str
     """The file of the recommended plan as it is; empty if there is none."""
+    deployed: Deployed | None = None
+    """None where no plan is known to hold, or its bits are not kept."""
     chapters: tuple[Section, ...] = ()
     """What `vitsense.report.chapters` has to say about the model."""
 
