@@ -165,8 +165,8 @@ def left_out(
         found["groups"] = f"Not measured: {unseen} of {len(groups)} groups."
     if not searched and sweep.settings.refine:
         found["search"] = (
-            "The recommended plan is the solver's: the search for a better one as a whole did not "
-            "end."
+            "The plan within the budget is the solver's: the search for a better one as a whole "
+            "did not end."
         )
     if frames["estimates"].empty:
         found["explanations"] = "Causes, remedies and predictors were not looked for."

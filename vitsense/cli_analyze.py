@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     "--fail-if-drop",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Exit with 1 when the recommended plan of --model loses more, percentage points.",
+    help="Exit with 1 when the best plan of --model within the budget loses more, points.",
 )
 @progress_options
 @json_option

@@ -234,6 +234,6 @@ def check_drop(run: RunFolder, limit: float) -> None:
         loss = 100.0 - float(row["agreement"])
     if loss > limit:
         raise GateFailedError(
-            f"The recommended plan of {key} {loss_text(row)}: more than the {limit:g} points of "
-            "--fail-if-drop. Raise --budget, or look into the report."
+            f"The best plan of {key} within the budget {loss_text(row)}: more than the {limit:g} "
+            "points of --fail-if-drop. Raise --budget, or look into the report."
         )

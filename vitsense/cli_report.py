@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     "--fail-if-drop",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Exit with 1 if the recommended plan of the first model (of SECOND) loses more.",
+    help="Exit with 1 if the plan within the budget of the first model (of SECOND) loses more.",
 )
 @click.option("--open", "show", is_flag=True, help="Open it in the browser.")
 @json_option

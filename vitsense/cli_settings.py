@@ -135,7 +135,7 @@ _OPTIONS = (
         type=int,
         default=_DEFAULT.refine,
         metavar="STEPS",
-        help="Steps by which the recommended plan is improved as a whole; 0: as solved.",
+        help="Steps by which the plan within the budget is improved as a whole; 0: as solved.",
     ),
     click.option(
         "--refine-images",

@@ -63,7 +63,7 @@ def test_every_width_is_compared(tables: Tables) -> None:
     said = head({"vit": ALIKE, "resnet": other}, tables)
     assert said == (
         "vit is harder to quantize than resnet at 3 bits; resnet is harder to quantize than vit at "
-        "4 bits; at 8 bits and with their recommended plans it cannot be told"
+        "4 bits; at 8 bits and with their best plans within the budget it cannot be told"
     )
 
 

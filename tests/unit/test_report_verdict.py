@@ -107,6 +107,9 @@ def test_why_a_mixed_plan_and_what_it_takes_beside_equal_bits() -> None:
         "bit operations of 4 bits everywhere, 0.38 times those of 8 bits everywhere; bits on "
         "average count weights only."
     ]
+    joint["bitops_g"] = [1.0, 1.0, 4.0]
+    assert "it takes as many bit operations as 4 bits everywhere, 0.25 times" in why_mixed(joint)[0]
+    joint["bitops_g"] = [1.5, 1.0, 4.0]
     joint["kl_high"] = 9.0
     assert "cannot be told" in why_mixed(joint)[0]
     joint.loc[0, ["drop", "drop_low", "drop_high"]] = [9.0, 8.0, 10.0]
@@ -135,7 +138,7 @@ def test_the_most_sensitive_modules_stand_with_their_bits_in_their_order() -> No
     found = cells("measured", m0=0.1, m1=0.3, m2=0.2)
     assert worst_of(plan_of(8, 6, 4), found) == [
         "m1 alone causes 50 % and the first 3 modules 100 % of the summed divergence at 4 bits, in "
-        "parentheses their bits in the plan: m1 (6), m2 (4), m0 (8, pinned)."
+        "parentheses their bits within the budget: m1 (6), m2 (4), m0 (8, pinned)."
     ]
     (line,) = worst_of(None, cells("measured", **{f"m{k}": 1.0 for k in range(4)}))
     assert line == ("4 modules cause 100 % of the summed divergence at 4 bits: m0, m1, m2, m3.")

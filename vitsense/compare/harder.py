@@ -35,7 +35,7 @@ class _Look:
 
     plan: str
     words: str
-    """``4 bits``, or ``their recommended plans``."""
+    """``4 bits``, or ``their best plans within the budget``."""
     rows: tuple[Mapping[str, Any], Mapping[str, Any]]
     """Of ``joint.csv``, of the first and the second model."""
     times: Change
@@ -97,7 +97,9 @@ def _looks(models: tuple[str, str], joint: pd.DataFrame) -> list[_Look]:
     ]
     both = [plan for plan in rows[0] if plan in rows[1]]
     plans = [(plan, _format_words(plan)) for plan in both if plan.startswith("uniform-")]
-    plans += [(plan, "their recommended plans") for plan in both if plan == "recommended"]
+    plans += [
+        (plan, "their best plans within the budget") for plan in both if plan == "recommended"
+    ]
     found = []
     for plan, words in plans:
         a, b = rows[0][plan], rows[1][plan]
@@ -153,7 +155,7 @@ def _headline(models: tuple[str, str], looks: Sequence[_Look], names: Sequence[s
 
 
 def _at(looks: Sequence[_Look]) -> str:
-    """``at 8, 6 and 4 bits and with their recommended plans``."""
+    """``at 8, 6 and 4 bits and with their best plans within the budget``."""
     uniform = [look.words for look in looks if look.plan != "recommended"]
     # "8 bits" and "6 bits" share their unit; other formats have names
     short_ones = [words.removesuffix(" bits") for words in uniform[:-1]]

@@ -267,10 +267,10 @@ def _ranks(changes: RunChanges) -> Block:
 
 
 def _bits(formats: Formats) -> Section:
-    title = "Bits that the recommended plans choose"
+    title = "Bits that the best plans within the budgets choose"
     if not all(formats):
         which = "neither run has" if not any(formats) else "one of the runs has no"
-        text = f"Plans cannot be compared: {which} a recommended plan."
+        text = f"Plans cannot be compared: {which} a plan within a budget."
         text = text.replace("no a", "no")
         return Section(key="bits", title=title, blocks=(Words(text=text),))
     names = list(dict.fromkeys((*formats[0], *formats[1])))

@@ -175,6 +175,8 @@ def _operations(row: Mapping[str, Any], plans: Mapping[str, Mapping[str, Any]]) 
         return f"{number(float(row['bitops_g']), 2)} G bit operations"
     (first, words), *others = said
     more = "".join(f", {times} times those of {other}" for times, other in others)
+    if first == "1.0":
+        return f"as many bit operations as {words}{more}"
     return f"{first} times the bit operations of {words}{more}"
 
 

@@ -43,14 +43,16 @@ def cards_of(changes: RunChanges, formats: Formats) -> Iterator[Card]:
         )
     plan = _recommended(changes)
     if plan is not None:
-        yield _points_card("Loss of the recommended plan", plan["change"], up_is_good=False)
+        yield _points_card(
+            "Loss of the best plan within the budget", plan["change"], up_is_good=False
+        )
     both = [name for name in formats[0] if name in formats[1]]
     if both:
         moved = sum(formats[0][name] != formats[1][name] for name in both)
         yield Card(
             label="Bits that changed",
             value=f"{moved} of {len(both)}",
-            detail="modules, between the recommended plans",
+            detail="modules, between the best plans within the budgets",
         )
 
 
@@ -167,6 +169,6 @@ def _plan_words(plan: Mapping[str, Any], formats: Formats) -> str:
     bits = f"{plan['bits_first']:.2f} bits first, {plan['bits_second']:.2f} second"
     ends = f"{signed(change.low)} to {signed(change.high)}"
     return (
-        f"The recommended plans ({bits}) differ in {moved} of {len(both)} modules; the loss "
-        f"changes by {signed(change.value)} points ({ends}){verdict}."
+        f"The best plans within the budgets ({bits}) differ in {moved} of {len(both)} modules; the "
+        f"loss changes by {signed(change.value)} points ({ends}){verdict}."
     )

@@ -56,7 +56,7 @@ def worst_of(plan: Plan | None, sensitivity: pd.DataFrame) -> list[str]:
     )
     return [
         f"{text} {share:.0f} % of the {how} divergence at {form.words}"
-        f"{', in parentheses their bits in the plan' if given else ''}: {', '.join(told)}."
+        f"{', in parentheses their bits within the budget' if given else ''}: {', '.join(told)}."
         f"{_certain(sensitivity, names, form)}",
         *_besides(plan, names),
     ]

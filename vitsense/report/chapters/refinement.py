@@ -43,7 +43,7 @@ def refinement_chapter(source: Source, model: str) -> Section | None:
         found = [
             Finding(
                 headline="No plan that was searched for is clearly better than the solved one",
-                numbers="The recommended plan is the one that was solved from single modules"
+                numbers="The plan within the budget is the one that was solved from single modules"
                 f"{_others(steps)}.",
             )
         ]
@@ -56,7 +56,7 @@ def refinement_chapter(source: Source, model: str) -> Section | None:
 
 def _unsearched(source: Source, settings: Mapping[str, Any]) -> Words:
     """Why no search was made."""
-    solved = "The recommended plan is as it was solved from single modules"
+    solved = "The plan within the budget is as it was solved from single modules"
     if not settings["refine"]:
         return Words(
             text=f"{solved}: the search was switched off (--refine 0). The same command without "
