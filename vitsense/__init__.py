@@ -39,6 +39,7 @@ _HOMES = {
     "observing": "vitsense.observe",
     "plan_again": "vitsense.plan.again",
     "plan_improved": "vitsense.analyze_again",
+    "plan_measured": "vitsense.plan.measured",
     "profile_model": "vitsense.export.profile",
     "read_packed": "vitsense.export.packed",
     "restored": "vitsense.export.source",

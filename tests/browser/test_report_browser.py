@@ -368,7 +368,7 @@ def test_every_control_can_be_reached_by_keyboard(visit: Any) -> None:
             )
         )
     wanted = {"theme", "slider-0", "filter-0", "role-0", "block-0", "group-0", "csv", "reset"}
-    wanted |= {"save", "plan", "slider-1", "filter-1"}
+    wanted |= {"save", "file-0", "slider-1", "filter-1"}
     assert wanted <= reached
     assert "skip" in reached
 
