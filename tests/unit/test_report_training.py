@@ -136,7 +136,9 @@ def test_trainings_are_judged_by_plan_and_a_picked_one_is_named_as_picked(run: R
     add_training(run.path, _digest(run), "narrow", **_told(25.0, plan=four))
     section = _chapter(run)
     first, second = _kind(section, Finding)
-    assert first.headline == "The plan of 6.00 bits: of 3 trainings 2 gained, 1 made it worse"
+    assert (
+        first.headline == "The plan of 6.00 bits: of 3 trainings 2 gained, 1 made it worse (wild)"
+    )
     assert "that of lsq: +18.00 (16.00 to 20.00) points" in first.numbers
     assert "picked among 3 on the evaluation images" in first.numbers
     assert second.headline == "The plan of 4.00 bits (avg-bits=4): training narrow gained"
@@ -192,8 +194,8 @@ def test_trainings_without_a_paired_gain_are_judged_where_intervals_do_not_meet(
     section = _chapter(run)
     (found,) = _kind(section, Finding)
     assert found.headline == (
-        "The plan of 6.00 bits: of 3 trainings 1 gained, 1 made it worse, 1 cannot be judged (no "
-        "paired gain was recorded)"
+        "The plan of 6.00 bits: of 3 trainings 1 gained, 1 made it worse (bad), 1 cannot be judged "
+        "(no paired gain was recorded)"
     )
     assert "near: trained by an earlier version" in found.numbers
     (text,) = _kind(section, Caution)[0].texts

@@ -115,6 +115,9 @@ def _finding(plan: Planned) -> Finding:
         Kind.UNKNOWN: "cannot be judged (no paired gain was recorded)",
     }
     said = [f"{kinds.count(kind)} {text}" for kind, text in words.items() if kind in kinds]
+    if Kind.WORSE in kinds:
+        worse = listed([one.name for one in plan.trainings if one.kind is Kind.WORSE])
+        said = [text.replace(words[Kind.WORSE], f"{words[Kind.WORSE]} ({worse})") for text in said]
     sentences = [_untrained(plan)]
     measured = [one for one in plan.trainings if one.gain is not None]
     gained = [one for one in measured if one.kind is Kind.GAINED]
