@@ -4,7 +4,8 @@
 
 imports what the jobs need once and forks two processes for each of them, with gloo between them on
 the processor. What they print goes to ``FOLDER/JOB.txt``, their exit codes to ``FOLDER/JOB.json``.
-When one of them dies the other gets SIGTERM, as from torchrun.
+When one of them dies the other gets SIGTERM, as from torchrun. The job ``fast`` is started by
+torchrun itself: its launcher, which is told to fork as well.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 MODEL = "small_models:glyph_net"
 SETTINGS = ["--model", MODEL, "--calibration", "8", "--batch-size", "12"]
@@ -31,30 +33,15 @@ MODES = {
 MODES["exact"] += ["--hessian-probes", "3"]
 DATA = "images"  # labelled images, in the folder above that of a run
 FORKED = ("exact", "adaptive")
-"""Modes that two forked processes run; the other is run by torchrun itself."""
+"""Modes that two forked processes run."""
+LAUNCHED = "fast"
+"""The mode whose processes torchrun's launcher starts and ends."""
 
 
 def command(mode: str, out: Path) -> list[str]:
     """The command line of a small run."""
     data = ["--data", str(out.parents[1] / DATA)]
     return ["analyze", *SETTINGS, *data, *MODES[mode], "--out", str(out)]
-
-
-def by_torchrun(mode: str, out: Path) -> tuple[int, str]:
-    """Exit code and output of two processes as a person starts them."""
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    words = [sys.executable, "-m", *torchrun, "-m", "vitsense", *command(mode, out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": _path()}
-    found = subprocess.run(
-        words, check=False, timeout=600, env=environment, text=True, capture_output=True
-    )
-    return found.returncode, found.stdout + found.stderr
-
-
-def _path() -> str:
-    """Where the processes find vitsense and the tests' models."""
-    here = Path(__file__).parent
-    return os.pathsep.join(filter(None, [str(here), str(here.parent), os.getenv("PYTHONPATH")]))
 
 
 def in_two_processes(folder: Path, *jobs: str) -> dict[str, tuple[list[int], str]]:
@@ -167,7 +154,54 @@ JOBS = {
 }
 
 
+def _by_torchrun(folder: Path, job: str) -> list[int]:
+    """What ``torchrun --standalone --nproc-per-node=2`` calls, in a process of its own."""
+    child = os.fork()
+    if child:
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
+    code = 99
+    try:
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+        _speak_into(folder / f"{job}.txt")
+        settings = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=2,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            run_id="tests",
+            max_restarts=0,
+            start_method="fork",
+        )
+        found = elastic_launch(settings, _worker)(job, folder)
+        code = max(found.values())
+    finally:
+        _leave(code)
+
+
+def _worker(job: str, folder: Path) -> int:
+    """What the launcher starts, which has set the environment."""
+    code = JOBS[job](folder, int(os.environ["RANK"]))
+    sys.stdout.flush()
+    return code
+
+
+def _speak_into(path: Path) -> None:
+    text = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(text, 1)
+    os.dup2(text, 2)
+
+
+def _leave(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _run(folder: Path, job: str) -> list[int]:
+    if job == LAUNCHED:
+        return _by_torchrun(folder, job)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -195,14 +229,10 @@ def _started(folder: Path, job: str, rank: int, port: int) -> int:
             "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-        text = os.open(folder / f"{job}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(text, 1)
-        os.dup2(text, 2)
+        _speak_into(folder / f"{job}.txt")
         code = JOBS[job](folder, rank)
-        sys.stdout.flush()
-        sys.stderr.flush()
     finally:
-        os._exit(code)
+        _leave(code)
 
 
 def main() -> None:

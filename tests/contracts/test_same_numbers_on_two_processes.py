@@ -10,9 +10,9 @@ from image_sets import labelled
 from team_jobs import (
     DATA,
     FORKED,
+    LAUNCHED,
     MODEL,
     MODES,
-    by_torchrun,
     command,
     in_two_processes,
     training,
@@ -55,7 +55,7 @@ def two(one: Path, place: Path):
     (begun.path / "state.jsonl").write_text("".join(state[: len(state) // 3]))
     record = RunFolder.open(one / "exact").read_run()
     begun.write_run({**record, "status": "interrupted"})
-    return folder, in_two_processes(folder, *FORKED, *OTHERS)
+    return folder, in_two_processes(folder, *FORKED, LAUNCHED, *OTHERS)
 
 
 def assert_same(one: Path, two: Path) -> None:
@@ -76,12 +76,13 @@ def test_two_processes_write_the_tables_of_one_byte_for_byte(one: Path, two, mod
     assert text.count("Run folder:") == 1  # only one of them speaks
 
 
-def test_torchrun_itself_writes_the_tables_of_one_process(one: Path, place: Path) -> None:
+def test_torchrun_itself_writes_the_tables_of_one_process(one: Path, two) -> None:
     """Estimates from gradients, and what checks them, shared by both."""
-    folder = place / "by-torchrun" / "fast"
-    code, text = by_torchrun("fast", folder)
-    assert code == 0, text
-    assert_same(one / "fast", folder)
+    codes, text = two[1][LAUNCHED]
+    assert codes == [0], text
+    folder = two[0] / LAUNCHED
+    assert_same(one / LAUNCHED, folder)
+    assert RunFolder.open(folder).read_run()["provenance"]["processes"] == 2
     assert text.count("Run folder:") == 1
     kept = [
         [json.loads(line) for line in (folder / name).read_text().splitlines()]

@@ -100,10 +100,10 @@ def test_the_same_settings_give_the_same_tables(short: RunFolder, tmp_path: Path
     assert_equal_tables(short, run_analysis(SHORT, out=tmp_path / "again"))
 
 
-def test_a_finished_run_is_not_measured_again(finished: RunFolder) -> None:
-    before = (finished.path / "state.jsonl").read_bytes()
-    run_analysis(SETTINGS, out=finished.path)
-    assert (finished.path / "state.jsonl").read_bytes() == before
+def test_a_finished_run_is_not_measured_again(short: RunFolder) -> None:
+    before = (short.path / "state.jsonl").read_bytes()
+    run_analysis(SHORT, out=short.path)
+    assert (short.path / "state.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("after", [1, 12, 30])

@@ -123,7 +123,7 @@ def test_a_cut_table_is_named_with_what_writes_it_again(
 def test_a_training_elsewhere_joins_the_report_of_its_run(run: RunFolder, alone: Path) -> None:
     assert not [c for c in compose(run).models[0].chapters if c.key.startswith("training")]
     out = run.path.parent / "out"
-    write_report(run, out, trainings=(alone, alone), pdf=False)
+    write_report(run, out, trainings=(alone, alone), html=False, pdf=False)
     said = json.loads((out / "report.json").read_text())
     (chapter,) = (c for c in said["models"][0]["chapters"] if c["key"].startswith("training"))
     table = next(b for b in chapter["blocks"] if b["kind"] == "table")
@@ -160,8 +160,8 @@ def test_a_training_in_a_run_means_its_run(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = add_training(run.path, _digest(run))
-    assert cli.run(["report", str(made.path), "--html"]) == 0
-    assert str(run.path / "report.html") in capsys.readouterr().out
+    assert cli.run(["report", str(made.path), "--format", "md"]) == 0
+    assert str(run.path / "report.md") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
