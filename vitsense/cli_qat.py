@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from vitsense.cli_output import (
     progress_options,
     session,
 )
-from vitsense.decimals import counted, difference, span
+from vitsense.decimals import counted, difference, predicted, span
 from vitsense.errors import GateFailedError, SiteMismatchError, UserInputError
 from vitsense.formats import ALLOWED_BITS
 from vitsense.plan.plan import Plan
@@ -88,7 +89,7 @@ _COMMON = ("epochs", "lr", "batch", "crops", "seed", "precision", "accumulate")
 @click.option("--labels", type=_PATH, metavar="FILE", help="A bank of vitsense distill.")
 @click.option("--teacher", metavar="NAME", help="A live teacher. Default: the model itself.")
 @click.option("--teacher-checkpoint", type=_PATH, help="Weights of the teacher.")
-@click.option("--name", help="Of the training. Default: the recipe's.")
+@click.option("--name", help="Of the training. Default: RECIPE; of plan-2.5.json RECIPE-2.5.")
 @click.option("--out", type=_PATH, metavar="DIR", help="Folder. Default: RUN/qat/NAME.")
 @click.option("--resume", is_flag=True, help="There must be something to go on from.")
 @click.option("--ablate", is_flag=True, help="The recipe, without each part, and its rivals.")
@@ -174,7 +175,8 @@ def qat(
             return
         from vitsense.qat.train import train
 
-        where = out or training_path(_there(found), name or request.recipe.name)
+        usual = _usual_name(plan_path, request.recipe.name)
+        where = out or training_path(_there(found), name or usual)
         folder = TrainingFolder(where)
         record = train(request, folder, pick_device(device), resume=resume, progress=progress)
     finally:
@@ -183,6 +185,13 @@ def qat(
         _emit(record, folder, found, as_json=as_json)
     if fail_if_worse and record["worth"]["kind"] == "worse":
         raise GateFailedError(f"{record['worth']['text']} {record['worth']['advice']}")
+
+
+def _usual_name(plan_path: Path | None, recipe: str) -> str:
+    """``demo``; of ``plan-2.5.json`` ``demo-2.5``, so that two plans do not meet in one folder."""
+    stem = "plan" if plan_path is None else plan_path.stem
+    kind = re.sub(r"[^A-Za-z0-9._+-]+", "-", stem.removeprefix("plan").removeprefix("-"))
+    return f"{recipe}-{kind}" if kind else recipe
 
 
 def _first() -> bool:
@@ -329,10 +338,24 @@ def _said(record: Mapping[str, Any]) -> Iterator[str]:
     elif analysis is not None and analysis["drop"] is not None:
         ends = (float(analysis[f"drop{end}"]) for end in ("", "_low", "_high"))
         yield f"The analysis measured a drop of {difference(*ends)} of the plan. {analysis['said']}"
+    yield from _missed(record)
     yield ""
     if worth["kind"] != "worse":  # else it is the first of the warnings
         yield " ".join(filter(None, (worth["text"], worth["advice"])))
     yield from (f"Warning: {warning}" for warning in record["warnings"])
+
+
+def _missed(record: Mapping[str, Any]) -> Iterator[str]:
+    """That the plan's predicted drop is not what was measured without training."""
+    told, row = record["plan"].get("predicted"), record["ptq"]
+    if not told or row is None or row.get("drop") is None:
+        return
+    apart = row["drop_high"] < told["low"] or row["drop_low"] > told["high"]
+    if apart:
+        yield (
+            f"The plan predicted a drop of {predicted(told['drop'], told['low'], told['high'])} "
+            "without training: that was wrong here. vitsense plan --refine measures a plan."
+        )
 
 
 def _shown(row: Mapping[str, Any]) -> str:

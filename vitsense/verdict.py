@@ -69,6 +69,13 @@ def judged(joint: pd.DataFrame) -> dict[str, Judgement]:
     return found
 
 
+def judged_alone(low: float, high: float) -> Judgement:
+    """A loss by its own interval, points: of one that was not picked among others."""
+    if high <= LITTLE:
+        return Judgement.HOLDS
+    return Judgement.BREAKS if low > LITTLE else Judgement.UNCERTAIN
+
+
 def may_be_taken(row: Mapping[str, Any]) -> bool:
     """Whether a row of ``joint.csv`` is a plan that somebody would deploy."""
     return not str(row["plan"]).startswith(("random-", "only-"))

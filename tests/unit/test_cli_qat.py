@@ -140,6 +140,29 @@ def test_an_ablation_trains_its_variants_and_writes_the_table(
     assert "--variants needs --ablate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("run/plan.json", "demo"),
+        ("run/plan-2.5.json", "demo-2.5"),
+        ("plan-my model.json", "demo-my-model"),
+        ("narrow.json", "demo-narrow"),
+        (None, "demo"),
+    ],
+)
+def test_trainings_of_two_plan_files_do_not_meet_in_one_folder(file: str | None, name: str) -> None:
+    assert cli_qat._usual_name(None if file is None else Path(file), "demo") == name
+
+
+def test_a_prediction_that_was_wrong_is_said() -> None:
+    told = {"drop": 7.7, "low": 3.7, "high": 15.8}
+    rows = [{"drop": 22.9, "drop_low": low, "drop_high": 25.9} for low in (19.8, 15.0)]
+    said = [[*cli_qat._missed({"plan": {"predicted": told}, "ptq": row})] for row in rows]
+    assert "predicted a drop of 7.7 (3.7 to 15.8)" in said[0][0]
+    assert said[1] == []
+    assert [*cli_qat._missed({"plan": {}, "ptq": rows[0]})] == []
+
+
 def test_the_command_that_is_printed_at_the_end_shows_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

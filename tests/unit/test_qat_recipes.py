@@ -40,6 +40,7 @@ def test_values_are_taken_from_the_command_line() -> None:
         ({"strenght": "1"}, "Near: strength"),
         ({"lr": "fast"}, "lr is 'fast': write a number"),
         ({"lr": "-1"}, "lr is -1.0"),
+        ({"lr": "0"}, "lr is 0: nothing would be learned"),
         ({"lr": "nan"}, "lr is nan"),
         ({"batch": "1.5"}, "write a whole number"),
         ({"batch": "30", "crops": "4"}, "multiple of crops"),

@@ -12,7 +12,7 @@ from report_fixture import make_run
 from training_record import accuracy, add_training
 
 from vitsense.report import compose
-from vitsense.report.chapters.training import training, training_warnings
+from vitsense.report.chapters.training import training, training_lines, training_warnings
 from vitsense.report.charts import chart_picture
 from vitsense.report.figures import pictures
 from vitsense.report.html import render_html
@@ -122,7 +122,8 @@ def test_what_one_training_was_worth_is_said_with_its_name_and_plan(run: RunFold
     assert found.headline == "The plan of 6.00 bits: training demo gained"
     assert found.numbers == (
         "More of it. Not trained: top-1 72.0 % (70.0 to 74.0), 23.00 (21.00 to 25.00) points "
-        "lost, as the analysis measured it. Trained: top-1 90.0 % (88.0 to 92.0). Do this."
+        "lost, as the analysis measured it. Trained, 6.00 bits: top-1 90.0 % (88.0 to 92.0), 5.00 "
+        "(3.00 to 7.00) points lost. Do this."
     )
     table = _kind(_chapter(run), Table)[0]
     assert table.rows[0][table.head.index("Gain (points)")] == "+18.00 (16.00 to 20.00)"
@@ -263,3 +264,21 @@ def test_the_page_shows_the_chapter(run: RunFolder) -> None:
     assert "Trained at these bits" in html
     assert "demo: a.&lt;b&gt; moved most: 12.3 % of its norm" in html
     assert "a.<b>" not in html
+
+
+def test_the_first_screen_names_the_training_that_loses_least(run: RunFolder) -> None:
+    key = Source(run).keys[0]
+    assert training_lines(Source(run), key) == []
+    add_training(run.path, _digest(run))
+    (line,) = training_lines(Source(run), key)
+    assert line == (
+        "Trained at 6.00 bits (demo): 90.0 % (88.0 to 92.0) top-1, 5.0 points lost (3.0 to 7.0); "
+        "it still breaks. See Trained at these bits."
+    )
+    add_training(run.path, _digest(run), "better", last=accuracy(94, -1.5))
+    add_training(run.path, _digest(run), "worse", last=accuracy(60, 35))
+    (line,) = training_lines(Source(run), key)
+    assert "(better)" in line
+    assert "it holds." in line
+    assert line.endswith("Picked among 3 trainings on the evaluation images.")
+    assert line in compose(run).models[0].verdict

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vitsense import provenance
 from vitsense.data import ImageSet
+from vitsense.decimals import counted
 from vitsense.errors import (
     InputMissingError,
     SiteMismatchError,
@@ -115,6 +116,7 @@ def _trained(
     steps = max(1, round(recipe.epochs * len(images.numbers) / recipe.batch))
     record = first_record(request, model, images, steps, command or provenance.command_line())
     state = _state_of(folder, record, resume)
+    progress.note(_said_first(request, record, folder))
     torch.manual_seed(recipe.seed + accelerator.process_index)
     job = _Job(
         request=request,
@@ -137,6 +139,17 @@ def _trained(
     with _status_kept(job, folder):
         _train(job, folder, steps, state)
     return job.record
+
+
+def _said_first(request: QatRequest, record: Mapping[str, Any], folder: TrainingFolder) -> str:
+    """What is about to be trained."""
+    cost, budget, recipe = request.plan.cost, request.plan.budget, request.recipe
+    size = "" if cost is None else f"{cost['avg_bits']:.2f} bits on average, "
+    return (
+        f"{record['model']['key']}: {size}{budget or 'plan by hand'}; recipe {recipe.name}, lr "
+        f"{recipe.lr:g}, {counted(record['data']['images'], 'training image')} of "
+        f"{record['data']['spec']}; into {folder.path}"
+    )
 
 
 def _images_of(

@@ -16,6 +16,7 @@ from vitsense.formats import NumberFormat, format_of
 from vitsense.plan.measured import is_measured
 from vitsense.plan.plan import Plan
 from vitsense.report.chapters import model_chapters
+from vitsense.report.chapters.training import training_lines
 from vitsense.report.compose_deploy import headline_of, plan_to_deploy
 from vitsense.report.compose_front import front_of
 from vitsense.report.compose_prices import more_bits
@@ -88,6 +89,7 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
             *sentences_of(sensitivity, joint, plan, taken),
             *measured_worst(sensitivity, mine["causes"]),
             *_plan_note(plan, joint),
+            *training_lines(source, key),
         ),
         cards=tuple(cards_of(entry, joint, sensitivity)),
         seen=_seen(sensitivity),

@@ -125,6 +125,8 @@ class Recipe:
             )
         if self.epochs == 0:
             raise UserInputError("epochs is 0: nothing would be trained; use 1 or more.")
+        if self.lr == 0:
+            raise UserInputError("lr is 0: nothing would be learned; use a number above 0.")
         if self.teacher == "none" and self.hard == 0:
             raise UserInputError(
                 "teacher is none and hard is 0: there is nothing to learn from; set hard=1 for "

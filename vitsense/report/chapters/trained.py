@@ -51,6 +51,13 @@ class Trained:
         return float(cost["avg_bits"] if cost else sum(widths) / len(widths))
 
     @property
+    def size(self) -> str:
+        """``2.49 bits, 0.18 MB``."""
+        cost = self.record["plan"].get("cost") or {}
+        size = f", {cost['size_mb']:.2f} MB" if "size_mb" in cost else ""
+        return f"{self.bits:.2f} bits{size}"
+
+    @property
     def labelled(self) -> bool:
         """Whether there are labels, and so accuracy."""
         return self.record["last"].get("top1") is not None

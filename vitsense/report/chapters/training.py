@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitsense.decimals import listed
+from vitsense.decimals import listed, number, span
 from vitsense.plan.plan import Plan
 from vitsense.report.chapters.trained import (
+    NONE,
     Kind,
     Planned,
     Trained,
@@ -22,8 +23,10 @@ from vitsense.report.chapters.trained import (
 from vitsense.report.chapters.training_chart import reached
 from vitsense.report.chapters.training_curves import details
 from vitsense.report.chapters.training_table import in_short, same_for_all, table_of
+from vitsense.report.formatters import loss_of
 from vitsense.report.section import Block, Caution, Finding, Section, Words
 from vitsense.trainings import TrainingFolder
+from vitsense.verdict import Judgement, judged_alone
 
 if TYPE_CHECKING:
     from vitsense.report.source import Source
@@ -76,6 +79,30 @@ def trainings_of(source: Source, model: str) -> list[tuple[TrainingFolder, dict[
         if same and record["status"] == "complete":
             found.append((folder, record))
     return found
+
+
+def training_lines(source: Source, model: str) -> list[str]:
+    """For the first screen: what the training is worth that gained and loses least."""
+    found = named(trainings_of(source, model))
+    gained = [one for one in found if one.kind is Kind.GAINED and one.labelled]
+    if not gained:
+        return []
+    best = min(gained, key=lambda one: (loss_of(one.record["last"])[0], one.bits))
+    loss, low, high = loss_of(best.record["last"])
+    lost = f"{number(loss)} points lost ({span(low, high)})"
+    gain = "" if best.gain is None else f", {gain_shown(best)} points against not trained"
+    picked = f" Picked among {len(found)} trainings on the evaluation images." * (len(found) > 1)
+    return [
+        f"Trained at {best.size} ({best.name}): {shown(best.record['last'])} top-1, {lost}{gain}; "
+        f"it {_JUDGED[judged_alone(low, high)]}. See {TITLE}.{picked}"
+    ]
+
+
+_JUDGED = {
+    Judgement.HOLDS: "holds",
+    Judgement.BREAKS: "still breaks",
+    Judgement.UNCERTAIN: "may or may not hold",
+}
 
 
 def training_warnings(source: Source) -> list[str]:
@@ -140,7 +167,9 @@ def _of_one(plan: Planned) -> Finding:
     (one,) = plan.trainings
     worth = str(one.record.get("worth", {}).get("text", ""))
     first, _, rest = worth.partition(". ")
-    last = f"Trained: {what(one)} {shown(one.record['last'])}."
+    left = drop_shown(one.record["last"])
+    lost = f", {left} points lost" if left != NONE else ""
+    last = f"Trained, {one.size}: {what(one)} {shown(one.record['last'])}{lost}."
     if not worth:
         words = {
             Kind.GAINED: "gained: the intervals without and with training do not overlap",
