@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from vitsense.compare import Comparison, compare_models
 from vitsense.compare.harder import harder
 
 NAMES = ("vit", "resnet")
+NAMED = "layer3.downsample"
 Tables = tuple[Comparison, pd.DataFrame, pd.DataFrame]
 WIDTHS = (8, 4, 3)
 
@@ -117,12 +119,33 @@ def test_it_names_where_most_is_lost(tables: Tables) -> None:
     comparison, joint, additivity = tables
     (found,) = harder(*NAMES, comparison, joint, additivity)
     mine = comparison.per_module.query("model == 'resnet'")
-    late = 100 * mine.loc[mine["depth"] > 0.5, "kl"].sum() / mine["kl"].sum()
-    half, share = ("second", late) if late > 50 else ("first", 100 - late)
+    early, late = (100 * mine.loc[side, "kl"].sum() / mine["kl"].sum() for side in halves(mine))
+    half, share, other = ("second", late, early) if late > early else ("first", early, late)
     assert (
         "In resnet at 4 bits, conv modules cause 100 % of the summed divergence" in found.sentence
     )
-    assert f"and the {half} half of the depth {share:.0f} %" in found.sentence
+    assert f"the {half} half of the depth causes {share:.0f} %, the other {other:.0f} %" in (
+        found.sentence
+    )
+
+
+def halves(modules: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    return modules["depth"] < 0.5, modules["depth"] > 0.5
+
+
+def test_the_module_at_the_middle_belongs_to_no_half_and_is_named(tables: Tables) -> None:
+    comparison, joint, additivity = tables
+    mine = comparison.per_module.query("model == 'resnet'")
+    kl = pd.Series(1.0, index=mine.index)
+    middle = mine.index[len(mine) // 2]
+    kl[middle] = float(len(mine) - 1)
+    depth = pd.Series([k / (len(mine) - 1) for k in range(len(mine))], index=mine.index)
+    depth[middle] = 0.5
+    changed = replace(comparison, per_module=mine.assign(kl=kl, depth=depth, module=NAMED))
+    (found,) = harder(*NAMES, changed, joint, additivity)
+    early, late = (50 * side.drop(middle).mean() for side in (depth < 0.5, depth > 0.5))
+    assert f"half of the depth causes {max(early, late):.0f} %" in found.sentence
+    assert f"; {NAMED} alone, at the middle 50 %." in found.sentence
 
 
 def test_nothing_is_said_of_a_plan_that_was_not_measured(tables: Tables) -> None:

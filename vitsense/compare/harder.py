@@ -25,6 +25,9 @@ HARDER = "-harder"
 _FROM = 1.2
 """Times the divergence of the other from which a reason is looked for."""
 
+_ALONE = 0.15
+"""Share of the divergence from which one module is named: it alone may make a half's share."""
+
 _MOSTLY = 2 / 3
 """Share of the (logarithm of the) ratio from which one of two reasons stands alone."""
 
@@ -250,7 +253,9 @@ def _reason_words(
 
 
 def _where(model: str, comparison: Comparison) -> str:
-    """The role and the half of the depth that cause most of a model's divergence.
+    """The role, the half of the depth and the module that cause most of a model's divergence.
+
+    The module at the exact middle belongs to neither half.
 
     Args:
         model: Its key.
@@ -263,10 +268,17 @@ def _where(model: str, comparison: Comparison) -> str:
     if total <= 0:
         return ""
     roles = kl.groupby(part["role"]).sum().sort_values(ascending=False, kind="stable")
-    late = float(kl[part["depth"] > 0.5].sum()) / total
-    half = "second" if late > 0.5 else "first"
+    sides = {"first": part["depth"] < 0.5, "second": part["depth"] > 0.5}
+    early, late = (100 * float(kl[side].sum()) / total for side in sides.values())
+    half, other = ("second", early) if late > early else ("first", late)
+    worst = kl.idxmax()
+    share = 100 * float(kl[worst]) / total
+    apart = ""
+    if share >= 100 * _ALONE:
+        place = next((f", in the {name} half" for name, side in sides.items() if side[worst]), "")
+        apart = f"; {part.loc[worst, 'module']} alone{place or ', at the middle'} {share:.0f} %"
     return (
         f" In {model} at {comparison.format.words}, {group_label(str(roles.index[0]))} modules "
-        f"cause {100 * float(roles.iloc[0]) / total:.0f} % of the summed divergence, and the "
-        f"{half} half of the depth {100 * max(late, 1 - late):.0f} %."
+        f"cause {100 * float(roles.iloc[0]) / total:.0f} % of the summed divergence; the {half} "
+        f"half of the depth causes {max(early, late):.0f} %, the other {other:.0f} %{apart}."
     )
