@@ -151,3 +151,26 @@ def test_a_group_of_one_module_says_that_its_row_shows_it(run: RunFolder) -> Non
     assert "more certain than the one of mode adaptive" in words(section)
     exact = groups_chapter(changed(run, "complete", mode="exact"), MODEL)
     assert "are that module" not in words(exact)  # there both are of the same images
+
+
+def test_more_bits_are_no_remedy_that_helped_and_one_trial_is_one_row(run: RunFolder) -> None:
+    name = str(run.table("modules").query("model == @MODEL")["module"].iloc[0])
+    after = {"kl_before": 0.1, "kl_after": 0.01, "kl_after_low": 0.005, "kl_after_high": 0.02}
+    worse = after | {"kl_after": 0.3, "kl_after_low": 0.2, "kl_after_high": 0.4}
+    rows = [
+        cause(name, "input") | after,
+        cause(name, "input") | after | {"cause": "one-sided input"},
+        cause(name, "weight") | worse | {"remedy": "one scale per channel"},
+    ]
+    run.write_table("causes", pd.DataFrame(rows).astype(SCHEMAS["causes"]))
+    section = causes(Source(run), MODEL)
+    assert section is not None
+    (found,) = [b for b in section.blocks if isinstance(b, Finding) and "remed" in b.headline]
+    assert found.headline == "No remedy that tests a cause helped distinguishably"
+    assert "Of 1 remedies against a cause 0 helped and 1 made it worse" in found.numbers
+    assert "In 1 other trials a tensor got more bits" in found.numbers
+    (tried, *_) = tables(section)
+    assert len(tried.rows) == 2
+    assert "heavy tail" in tried.rows[0][1]
+    assert "one-sided input" in tried.rows[0][1]
+    assert tried.rows[0][3] == "tests no cause"

@@ -10,7 +10,7 @@ import pytest
 from vitsense.decimals import predicted
 from vitsense.plan.plan import ModulePlan, Plan
 from vitsense.report.compose_prices import more_bits
-from vitsense.report.remedy import shown
+from vitsense.report.remedy import outcome, shown
 
 MODULES = pd.DataFrame(
     {
@@ -82,3 +82,22 @@ def test_a_cause_is_a_reason_only_where_taking_it_away_helped(
     row = {"remedy": remedy, "kl_before": 1.0, "kl_after": after}
     row |= {"kl_after_low": after and 0.9 * after, "kl_after_high": after and 1.2 * after}
     assert shown(row) is known
+
+
+TRIED = {"kl_before": 1.0, "kl_after": 0.5, "kl_after_low": 0.4, "kl_after_high": 0.6}
+DROPS = ("drop_before", "drop_after", "drop_after_low", "drop_after_high")
+
+
+@pytest.mark.parametrize(
+    ("remedy", "drops", "said"),
+    [
+        ("powers of two", (1.0, 0.5, 0.1, 0.9), "helps"),
+        ("powers of two", (1.0, 1.5, 0.1, 2.9), "helps, but the drop rises (within its interval)"),
+        ("powers of two", (1.0, 2.5, 2.1, 2.9), "helps, but the drop rises"),
+        ("two more bits", (1.0, 0.5, 0.1, 0.9), "tests no cause"),
+    ],
+)
+def test_more_bits_test_no_cause_and_a_drop_that_rises_is_said(
+    remedy: str, drops: tuple[float, ...], said: str
+) -> None:
+    assert outcome(TRIED | {"remedy": remedy} | dict(zip(DROPS, drops, strict=True))) == said

@@ -11,22 +11,52 @@ _ANY_CAUSE = ("two more bits", "the next wider format", "left in full precision"
 """Remedies that help whatever the cause, as ``causes.csv`` names them."""
 
 
-def outcome(row: Mapping[str, Any]) -> str:
-    """``helps``, ``no help`` or ``worse`` by the interval after it; empty if it was not tried.
+def tests_cause(row: Mapping[str, Any]) -> bool:
+    """Whether the remedy is one against this very cause; more bits lower any divergence.
+
+    Args:
+        row: Of ``causes.csv``.
+    """
+    return row.get("remedy") not in _ANY_CAUSE
+
+
+def lowers(row: Mapping[str, Any]) -> bool:
+    """Whether the divergence before is above the whole interval after; False if it was not tried.
 
     Args:
         row: Of ``causes.csv``; divergences in nats.
     """
+    tried = known(row.get("kl_before")) and known(row.get("kl_after"))
+    return tried and float(row["kl_after_high"]) < float(row["kl_before"])
+
+
+def outcome(row: Mapping[str, Any]) -> str:
+    """``helps``, ``no help``, ``worse`` or ``tests no cause``; empty if it was not tried.
+
+    Decided by the divergence; where the drop says the contrary, that is added.
+
+    Args:
+        row: Of ``causes.csv``; divergences in nats, drops in points.
+    """
     if not (known(row.get("kl_before")) and known(row.get("kl_after"))):
         return ""
-    before = float(row["kl_before"])
-    if float(row["kl_after_high"]) < before:
-        return "helps"
-    return "worse" if float(row["kl_after_low"]) > before else "no help"
+    if lowers(row):
+        return ("helps" if tests_cause(row) else "tests no cause") + _drop_rises(row)
+    return "worse" if float(row["kl_after_low"]) > float(row["kl_before"]) else "no help"
+
+
+def _drop_rises(row: Mapping[str, Any]) -> str:
+    """``, but the drop rises``: with the divergence lower, and whether that may be nothing."""
+    if not (known(row.get("drop_before")) and known(row.get("drop_after"))):
+        return ""
+    if float(row["drop_after"]) <= float(row["drop_before"]):
+        return ""
+    sure = float(row["drop_after_low"]) > float(row["drop_before"])
+    return f", but the drop rises{'' if sure else ' (within its interval)'}"
 
 
 def tried(row: Mapping[str, Any]) -> str:
-    """The remedy with what it gave, ``two more bits: helps, 0.0025 became 0.0003 (...) nats``."""
+    """The remedy with what it gave, ``powers of two: helps, 0.0025 became 0.0003 (...) nats``."""
     remedy = str(row.get("remedy") or "")
     found = outcome(row)
     if not remedy or not found:
@@ -41,4 +71,4 @@ def shown(row: Mapping[str, Any]) -> bool:
     Args:
         row: Of ``causes.csv``.
     """
-    return outcome(row) == "helps" and row.get("remedy") not in _ANY_CAUSE
+    return lowers(row) and tests_cause(row)

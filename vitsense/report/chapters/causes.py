@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vitsense.decimals import listed
@@ -19,7 +20,7 @@ from vitsense.report.formatters import (
     spelled,
     visible,
 )
-from vitsense.report.remedy import outcome
+from vitsense.report.remedy import lowers, outcome, tests_cause
 from vitsense.report.section import Block, Finding, Section, Table, without_dashes
 from vitsense.schemas import RATED
 from vitsense.verdict import worst_modules
@@ -134,13 +135,14 @@ def _tried(rows: pd.DataFrame, words: str) -> Table:
                 f"Divergence, before {_ARROW} after (nats)",
                 f"Drop, before {_ARROW} after (points)",
             ),
-            rows=tuple(_measured(row) for row in rows.to_dict("records")),
+            rows=tuple(_measured(row, reasons) for row, reasons in _experiments(rows)),
             reading=(
                 "Each remedy was applied to the one tensor named, everything else of the module "
                 "stayed as it was, and the same images were measured again; intervals are 95 %. "
                 "Before is the module as it is, on all images like its remedies. It helps, or is "
-                "worse, where the divergence before is outside the interval after. A reason whose "
-                "remedy does not help is no more than a suspicion."
+                "worse, where the divergence before is outside the interval after. A reason is "
+                "called Reason in its module's part where a remedy against it helps, else "
+                "Suspicion. More bits lower the divergence of any tensor: they test no cause."
             ),
             code=True,
             across=(1, 2),
@@ -151,9 +153,9 @@ def _tried(rows: pd.DataFrame, words: str) -> Table:
 def _record(tried: pd.DataFrame, remedy: str) -> str:
     """How often a remedy helped where this run tried it."""
     trials = tried[tried["remedy"] == remedy].drop_duplicates(["module", "site"])
-    if trials.empty:
+    if trials.empty or not tests_cause({"remedy": remedy}):
         return remedy
-    helped = sum(outcome(row) == "helps" for row in trials.to_dict("records"))
+    helped = sum(map(lowers, trials.to_dict("records")))
     return f"{remedy} (helped in {helped} of {len(trials)} trials above)"
 
 
@@ -164,8 +166,8 @@ def _untried(rows: pd.DataFrame, words: str, tried: pd.DataFrame) -> Table:
         title=f"Reasons of {others} modules at {words}",
         head=("Module", "Suspected reason, at its tensor", "What may help"),
         rows=tuple(
-            (str(row["module"]), _reason(row), _record(tried, str(row["remedy"])))
-            for row in rows.to_dict("records")
+            (str(row["module"]), reasons, _record(tried, str(row["remedy"])))
+            for row, reasons in _experiments(rows)
         ),
         reading=(
             "What may help is what the literature advises against the reason; it was not measured "
@@ -181,28 +183,52 @@ def _untried(rows: pd.DataFrame, words: str, tried: pd.DataFrame) -> Table:
     )
 
 
+def _experiments(rows: pd.DataFrame) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """What was, or may be, done, each once, and the reasons at that tensor that speak for it."""
+    for _, part in rows.groupby(["module", "site", "remedy"], sort=False):
+        found = part.to_dict("records")
+        about = "; ".join(f"{row['cause']} ({_detail(row)})" for row in found)
+        yield found[0], f"{_tensor(found[0])}: {about}"
+
+
 def _best_remedy(tried: pd.DataFrame) -> Finding:
-    ratio = tried["kl_after"] / tried["kl_before"].where(tried["kl_before"] > 0)
-    row = tried.loc[ratio.idxmin()] if ratio.notna().any() else tried.iloc[0]
-    before, after = float(row["kl_before"]), float(row["kl_after"])
-    if float(row["kl_after_high"]) >= before:
-        head = "No remedy helped distinguishably"
-    else:
+    """What the remedies against a cause did; more bits are no evidence for one."""
+    telling = [(row, reasons) for row, reasons in _experiments(tried) if tests_cause(row)]
+    others = sum(1 for _ in _experiments(tried)) - len(telling)
+    rest = (
+        f" In {others} {'other trials' if telling else 'trials'} a tensor got more bits, which "
+        "lowers its divergence whatever the cause."
+        if others
+        else ""
+    )
+    if not telling:
+        return Finding(
+            headline="No remedy that tests a cause was tried", numbers=visible(rest.strip())
+        )
+    row, reasons = min(telling, key=lambda trial: _after_by_before(trial[0]))
+    before = float(row["kl_before"])
+    ends = [float(row[f"kl_after{end}"]) for end in ("", "_low", "_high")]
+    head = "No remedy that tests a cause helped distinguishably"
+    if lowers(row):
         head = (
             f"With {row['remedy']} at its {_tensor(row)}, the divergence of {row['module']} falls "
-            f"from {short(before)} to {short(after)} nats"
+            f"from {short(before)} to {short(ends[0])} nats"
         )
-    trials = len(tried.drop_duplicates(["module", "site", "remedy"]))
-    ends = (float(row[f"kl_after{end}"]) for end in ("", "_low", "_high"))
+    words = [outcome(trial) for trial, _ in telling]
+    helped, worse = (sum(word.startswith(name) for word in words) for name in ("helps", "worse"))
     return Finding(
         headline=visible(head),
         numbers=visible(
-            f"The best remedy of {trials} that were tried: {row['remedy']} at the "
-            f"{_tensor(row)} of {row['module']}, because of: {row['cause']} "
-            f"({_detail(row)}). Divergence before: {short(before)} nats; after: "
-            f"{short_span(*ends)} nats."
+            f"Of {len(telling)} remedies against a cause {helped} helped and {worse} made it worse "
+            f"(by divergence). Best: {row['remedy']}, {row['module']}, {reasons}: "
+            f"{outcome(row)}, {short(before)} became {short_span(*ends)} nats.{rest}"
         ),
     )
+
+
+def _after_by_before(row: Mapping[str, Any]) -> float:
+    before = float(row["kl_before"])
+    return float(row["kl_after"]) / before if before > 0 else math.inf
 
 
 def _tensor(row: Mapping[str, Any]) -> str:
@@ -213,18 +239,14 @@ def _detail(row: Mapping[str, Any]) -> str:
     return spelled(signs(str(row["detail"])))
 
 
-def _reason(row: Mapping[str, Any]) -> str:
-    return f"{_tensor(row)}: {row['cause']} ({_detail(row)})"
-
-
-def _measured(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _measured(row: Mapping[str, Any], reasons: str) -> tuple[str, ...]:
     drop, after = _DASH, [float(row[f"kl_after{end}"]) for end in ("", "_low", "_high")]
     if known(row["drop_before"]) and known(row["drop_after"]):
         between = span(row["drop_after_low"], row["drop_after_high"])
         drop = f"{number(row['drop_before'])} {_ARROW} {number(row['drop_after'])} ({between})"
     return (
         str(row["module"]),
-        _reason(row),
+        reasons,
         str(row["remedy"]),
         outcome(row) or _DASH,
         f"{short(float(row['kl_before']))} {_ARROW} {short_span(*after)}",
