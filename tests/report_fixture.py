@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +74,28 @@ def make_run(
         warnings: Of the run.
         unmeasured: Leave one cell of each model without a measurement.
     """
+    settings = (modules, *models, labelled, hostile, status, *warnings, unmeasured)
+    kept = _KEPT / sha256(repr(settings).encode()).hexdigest()
+    if not kept.is_dir():
+        _write_run(kept, modules, models, labelled, hostile, status, warnings, unmeasured)
+    return RunFolder.open(Path(shutil.copytree(kept, folder, dirs_exist_ok=True)))
+
+
+_KEPT = Path(tempfile.mkdtemp(prefix="vitsense-tests-"))
+"""Runs that were made, by what was asked for: many tests begin with the same one."""
+atexit.register(shutil.rmtree, _KEPT, ignore_errors=True)
+
+
+def _write_run(
+    folder: Path,
+    modules: int,
+    models: Sequence[str],
+    labelled: Sequence[bool] | bool,
+    hostile: bool,
+    status: str,
+    warnings: Sequence[str],
+    unmeasured: bool,
+) -> None:
     run = RunFolder.at(folder)
     known = [labelled] * len(models) if isinstance(labelled, bool) else list(labelled)
     parts = [
@@ -83,7 +109,6 @@ def make_run(
     for number, part in enumerate(parts):
         part["plan"].save(run.plan_path(None if number == 0 else models[number]))
     run.write_run(record_of([p["entry"] for p in parts], models, any(known), status, warnings))
-    return run
 
 
 def _model(
