@@ -22,6 +22,8 @@ EXPLAINED = 12
 LITTLE = 1.0
 """Percentage points that are little to lose."""
 
+_NEARLY = 1.02, 1.05  # how much larger a plan is that is nearly as small: any, and of equal bits
+
 _OFTEN = 0.8  # how often so many images as are asked for shall tell
 
 
@@ -88,6 +90,32 @@ def smallest_holding(joint: pd.DataFrame) -> dict[str, Any] | None:
     # as it was solved, a plan is within the same budget as the one that the search made of it
     rows = [row for row in rows if row["plan"] != "solved"]
     return min(rows, key=lambda row: (float(row["size_mb"]), float(row["kl"])), default=None)
+
+
+def nearly_as_small(joint: pd.DataFrame) -> tuple[dict[str, Any], Judgement] | None:
+    """What might be deployed instead of the smallest plan that holds, with fewer bit operations.
+
+    A plan that holds and is of the same size (within 2 %), or one of equal bits everywhere, which
+    is simpler to run, within 5 % and not known to break. Rather one that holds; then the one with
+    the fewest operations.
+    """
+    best = smallest_holding(joint)
+    if best is None:
+        return None
+    known, found = judged(joint), []
+    for row in filter(may_be_taken, joint.to_dict("records")):
+        name, times = str(row["plan"]), float(row["size_mb"]) / float(best["size_mb"])
+        equal = name.startswith("uniform-")
+        if name == best["plan"] or times > _NEARLY[equal] or known[name] is Judgement.BREAKS:
+            continue
+        holds = known[name] is Judgement.HOLDS
+        # where operations were not counted they are all 0; what does not hold must be simpler
+        if float(row["bitops_g"]) < float(best["bitops_g"]) and (holds or equal):
+            found.append((not holds, float(row["bitops_g"]), name, row))
+    if not found:
+        return None
+    row = min(found, key=lambda each: each[:3])[-1]
+    return row, known[str(row["plan"])]
 
 
 def images_to_tell(row: Mapping[str, Any]) -> int | None:

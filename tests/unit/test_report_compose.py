@@ -15,6 +15,7 @@ from report_fixture import make_run
 from report_record import IMAGES, WIDTHS
 
 from vitsense import cli
+from vitsense.compare.plan_names import plan_name
 from vitsense.errors import InputMissingError, SchemaVersionError, UserInputError
 from vitsense.report import compose
 from vitsense.report.compose_model import LEVELS, WORST, heat_level
@@ -22,6 +23,7 @@ from vitsense.report.document import Document, ModelReport, Status
 from vitsense.report.formatters import short, spelled
 from vitsense.report.html import render_html
 from vitsense.runfolder import RunFolder, json_text
+from vitsense.verdict import judged
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,29 @@ def test_a_plan_that_was_solved_again_is_not_taken_for_the_measured_one(tmp_path
     plan |= {"budget": "avg-bits=5", "measured": None}
     run.plan_path().write_text(json.dumps(plan))
     assert "(avg-bits=5) and not measured" in compose(run).models[0].verdict[-1]
+
+
+def test_the_table_of_whole_plans_says_which_hold(run: RunFolder, document: Document) -> None:
+    joint = run.table("joint")
+    for model in document.models:
+        mine = joint[joint["model"] == model.key]
+        known = {plan_name(name): found.value for name, found in judged(mine).items()}
+        for row in model.plans:
+            never = row.name.startswith("random")  # was measured to learn from
+            assert row.judged == ("\u2013" if never else known[row.name])
+
+
+def test_a_solved_plan_of_equal_bits_is_listed_once(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", 8, ["vit"])
+    joint = folder.table("joint")
+    equal, solved = (joint["plan"] == name for name in ("uniform-3", "pareto-3"))
+    for name in joint.columns.drop(["model", "plan"]):
+        joint.loc[solved, name] = joint.loc[equal, name].item()
+    folder.write_table("joint", joint)
+    names = [row.name for row in compose(folder).models[0].plans]
+    assert "3 bits everywhere" in names
+    assert "mixed, about 3 bits" not in names
+    assert "mixed, about 5 bits" in names
 
 
 def test_the_front_keeps_every_point_and_the_order_of_modules(

@@ -56,7 +56,7 @@ def test_markdown_says_what_cells_are_and_marks_noise_only_where_it_is_of_the_lo
 def test_every_row_of_a_markdown_table_has_as_many_cells_as_its_head(run: RunFolder) -> None:
     blocks = render_markdown(compose(run)).split("\n\n")
     tables = [block.splitlines() for block in blocks if block.startswith("|")]
-    assert len(tables) == 2
+    assert len(tables) == 3
     for rows in tables:
         assert len({row.replace("\\|", "").count("|") for row in rows}) == 1
 

@@ -69,6 +69,31 @@ def test_the_smallest_plan_that_holds_is_to_be_deployed_and_no_random_one() -> N
     assert card.word == "holds"
 
 
+@pytest.mark.parametrize(
+    ("other", "bits", "operations", "high", "words"),
+    [
+        ("uniform-6", 6.1, 0.8, 0.9, "6 bits everywhere, of nearly the same size (0.61 MB) with "),
+        ("uniform-6", 6.1, 0.8, 0.9, " 0.80 times its bit operations, holds, too: it loses 0.3"),
+        ("uniform-6", 6.29, 0.8, 1.1, "may or may not hold: it loses 0.3 points"),
+        ("uniform-6", 6.4, 0.8, 0.9, ""),  # more than 5 % larger
+        ("uniform-6", 6.1, 1.2, 0.9, ""),  # takes more operations
+        ("pareto-7", 6.1, 0.8, 0.9, "Mixed, about 7 bits, of nearly the same size"),
+        ("pareto-7", 6.1, 0.8, 1.1, ""),  # neither simple nor known to hold
+        ("pareto-7", 6.2, 0.8, 0.9, ""),  # more than 2 % larger
+    ],
+)
+def test_a_plan_of_nearly_the_same_size_with_fewer_operations_is_named(
+    other: str, bits: float, operations: float, high: float, words: str
+) -> None:
+    plans = {other.replace("-", "_"): (bits, 0.3, -0.4, high)}
+    joint = joint_of(recommended=BREAKS, pareto_6=(6.0, -0.1, -0.7, 0.5), **plans)
+    joint = ordered(joint, "pareto-6", other, "recommended")
+    joint["bitops_g"] = joint["plan"].map({"pareto-6": 1.0, other: operations, "recommended": 2.0})
+    (line,) = deployed(joint)
+    assert words in line
+    assert ("of nearly the same size" in line) is bool(words)
+
+
 def test_where_none_is_known_to_hold_it_is_said_how_many_images_would_tell() -> None:
     joint = joint_of(recommended=BREAKS, uniform_8=(8.0, -0.5, -2.4, 1.4))
     (line,) = deployed(ordered(joint, "uniform-8", "recommended"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ from vitsense.report.formatters import (
 )
 from vitsense.report.sheet import Sheet
 from vitsense.report.source import Source
-from vitsense.verdict import worst_modules
+from vitsense.verdict import judged, may_be_taken, worst_modules
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,11 +99,11 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         rows=tuple(_with_divergence(row) for row in rows) if by_divergence else tuple(rows),
         roles=tuple((role_label(name), name) for name in dict.fromkeys(mine["modules"]["role"])),
         worst=_worst(mine["modules"], sensitivity),
-        plans=tuple(_plan_row(row) for row in joint.to_dict("records")),
+        plans=tuple(_plan_rows(joint)),
         front=front,
         writer=writer,
         avg_bits=round(plan.cost["avg_bits"], 3) if plan is not None and plan.cost else 0.0,
-        marks=tuple(_marks(joint[~joint["plan"].str.startswith("random-")])),
+        marks=tuple(_marks(_once(joint[~joint["plan"].str.startswith("random-")]))),
         coverage=tuple(
             (row["name"], row["operation"], row["reason"], count(int(row["params"])))
             for row in mine["coverage"].to_dict("records")
@@ -309,7 +309,23 @@ def _worst(modules: pd.DataFrame, sensitivity: pd.DataFrame) -> tuple[int, ...]:
     return () if worst is None else tuple(places[name] for name in worst[0])
 
 
-def _plan_row(row: Mapping[str, Any]) -> PlanRow:
+def _once(joint: pd.DataFrame) -> pd.DataFrame:
+    """Whole plans without the solved ones that turned out to be equal bits everywhere."""
+    equal = joint[joint["plan"].str.startswith("uniform-")]
+    same = ["avg_bits", "size_mb", "bitops_g", "predicted_kl", "kl"]
+    known_as = set(map(tuple, equal[same].to_numpy().tolist()))
+    twice = [tuple(row) in known_as for row in joint[same].to_numpy().tolist()]
+    solved = joint["plan"].str.startswith("pareto-")
+    return joint[[not (s and t) for s, t in zip(solved, twice, strict=True)]]
+
+
+def _plan_rows(joint: pd.DataFrame) -> Iterator[PlanRow]:
+    known_of = judged(joint)
+    for row in _once(joint).to_dict("records"):
+        yield _plan_row(row, known_of[row["plan"]].value if may_be_taken(row) else "\u2013")
+
+
+def _plan_row(row: Mapping[str, Any], judged_as: str) -> PlanRow:
     value, low, high = loss_of(row)
     predicted = "\u2013"
     if known(row["predicted_drop"]):
@@ -323,6 +339,7 @@ def _plan_row(row: Mapping[str, Any]) -> PlanRow:
         predicted=predicted,
         measured=f"{number(value)} ({span(low, high)})",
         divergence=_nats(row),
+        judged=judged_as,
     )
 
 

@@ -93,6 +93,8 @@ class PlanRow:
     predicted: str
     measured: str
     divergence: str
+    judged: str
+    """Whether it holds, in a word; a dash for plans that were only measured to learn from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

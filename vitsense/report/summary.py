@@ -35,6 +35,7 @@ def render_markdown(document: Document) -> str:
         lines += [f"**{plain(model.headline)}**", ""] if model.headline else []
         lines += [f"- {plain(line)}" for line in model.verdict]
         lines += ["", *_worst(model)]
+        lines += ["", "Whole plans:", "", *_plans(model)] if model.plans else []
         for section in model.chapters:
             if section.title == TRAINED:
                 lines += ["", f"#### {plain(section.title)}", "", *_said(section)]
@@ -132,6 +133,17 @@ def _worst(model: ModelReport) -> list[str]:
     )
     said = f"Quantized alone, each of the most sensitive modules costs this {what}:"
     return [plain(said), "", *_table(("Module", "Plan", *heads), rows)]
+
+
+def _plans(model: ModelReport) -> list[str]:
+    """What whole plans take and lose, and which of them hold."""
+    rows = [
+        [plain(cell) for cell in (p.name, p.bits, p.size, p.bitops, p.measured, p.judged)]
+        for p in model.plans
+    ]
+    loss = plain(f"Measured {model.loss}")
+    head = ("Plan", "Average bits", "Size (MB)", "10⁹ bit operations", loss, "Verdict")
+    return _table(head, rows)
 
 
 def _cell(model: ModelReport, cell: HeatCell) -> str:
