@@ -28,7 +28,7 @@ from vitsense.plan.plan import Plan
 from vitsense.progress import ProgressStyle, make_progress
 from vitsense.runfolder import RunFolder
 from vitsense.settings import ModelRequest
-from vitsense.trainings import FOLDER, TrainingFolder, training_path
+from vitsense.trainings import FOLDER, TrainingFolder, prediction_missed, training_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -170,8 +170,8 @@ def qat(
                 request, where, pick_device(device), _seeds(seeds), progress, names
             )
             if _first():
-                emit(str(table))
-                emit(f"\nNext:\n  {_showing(where, found)}")
+                emit(table.read_text(encoding="utf-8"))
+                emit(f"Ablation: {table}\n\nNext:\n  {_showing(where, found)}")
             return
         from vitsense.qat.train import train
 
@@ -183,7 +183,7 @@ def qat(
         progress.close()
     if _first():
         _emit(record, folder, found, as_json=as_json)
-    if fail_if_worse and record["worth"]["kind"] == "worse":
+    if fail_if_worse and record.get("worth", {}).get("kind") == "worse":
         raise GateFailedError(f"{record['worth']['text']} {record['worth']['advice']}")
 
 
@@ -307,7 +307,7 @@ def _emit(
     record: Mapping[str, Any], folder: TrainingFolder, run: RunFolder | None, *, as_json: bool
 ) -> None:
     if as_json:
-        emit_json(record["status"], {"path": str(folder.path), **{k: record[k] for k in _TOLD}})
+        emit_json(record["status"], {"path": str(folder.path), **{k: record.get(k) for k in _TOLD}})
         return
     best = record["best"]
     rows = [("Full precision", record["fp"]), ("Quantized, not trained", record["ptq"])]
@@ -332,6 +332,8 @@ def _showing(where: Path, run: RunFolder | None) -> str:
 
 def _said(record: Mapping[str, Any]) -> Iterator[str]:
     """What the numbers mean: where the untrained one comes from, and what training was worth."""
+    if "worth" not in record:  # trained by an earlier version
+        return
     analysis, worth = record["analysis"], record["worth"]
     if analysis is not None and analysis["equal"] and analysis["same_images"]:
         yield "Not trained: what the analysis measured of the plan."
@@ -347,11 +349,8 @@ def _said(record: Mapping[str, Any]) -> Iterator[str]:
 
 def _missed(record: Mapping[str, Any]) -> Iterator[str]:
     """That the plan's predicted drop is not what was measured without training."""
-    told, row = record["plan"].get("predicted"), record["ptq"]
-    if not told or row is None or row.get("drop") is None:
-        return
-    apart = row["drop_high"] < told["low"] or row["drop_low"] > told["high"]
-    if apart:
+    told = record["plan"].get("predicted")
+    if prediction_missed(record):
         yield (
             f"The plan predicted a drop of {predicted(told['drop'], told['low'], told['high'])} "
             "without training: that was wrong here. vitsense plan --refine measures a plan."

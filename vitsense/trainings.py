@@ -249,6 +249,18 @@ def budget_words(record: Mapping[str, Any]) -> str:
     )
 
 
+def prediction_missed(record: Mapping[str, Any]) -> bool:
+    """Whether the plan without training lost what lies outside of its predicted band.
+
+    Args:
+        record: ``qat.json``.
+    """
+    told, row = record["plan"].get("predicted"), record["ptq"]
+    if not told or row is None or row.get("drop") is None:
+        return False
+    return bool(row["drop_high"] < told["low"] or row["drop_low"] > told["high"])
+
+
 def training_path(run: Path, name: str) -> Path:
     """Where a training of a run lies.
 

@@ -182,8 +182,12 @@ def test_resuming_with_other_settings_is_refused_by_name(plan: Plan, done: Train
     assert "another --out" in str(raised.value)  # it lies in no run
     with pytest.raises(StaleResultError, match=r"different are: images \(32 then, 24 now\), train"):
         train(request(plan, images=24, recipe=recipe(**_STATEFUL)), done, CPU)
-    with pytest.raises(StaleResultError, match="is complete"):
-        train(request(plan, recipe=recipe(**_STATEFUL)), done, CPU)
+
+
+def test_a_training_that_is_complete_is_not_done_again(plan: Plan, done: TrainingFolder) -> None:
+    before = (done.path / "qat.json").read_bytes()
+    assert train(request(plan, recipe=recipe(**_STATEFUL)), done, CPU) == done.read_record()
+    assert (done.path / "qat.json").read_bytes() == before
 
 
 def test_there_must_be_something_to_resume(plan: Plan, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from vitsense.data import labelled_for
+from vitsense.decimals import counted
 from vitsense.errors import UserInputError
 from vitsense.in_use import sole_writer
 from vitsense.models import load_model
@@ -132,6 +133,10 @@ def ablate(
     if names is None and any(r.hard > 0 for r in chosen.values()) and not _labelled(request):
         chosen = {name: recipe for name, recipe in chosen.items() if recipe.hard == 0}
         progress.note("The training images have no labels: variants that learn from them are out.")
+    progress.note(
+        f"{counted(len(chosen), 'variant')} with {counted(len(seeds), 'seed')}: "
+        f"{counted(len(chosen) * len(seeds), 'training')}, into {where}"
+    )
     with ExitStack() as held:
         if int(os.environ.get("RANK", "0")) == 0:  # the processes of torchrun work together
             held.enter_context(sole_writer(where, progress))
@@ -156,16 +161,13 @@ def _trainings(
     seeds: Sequence[int],
     progress: Progress,
 ) -> Ablation:
-    """One variant, with every seed; trainings that are complete stay."""
+    """One variant, with every seed; equal trainings that are complete are not done again."""
     records = []
     for seed in seeds:
         one = replace(request, recipe=replace(request.recipe, seed=seed))
         folder = TrainingFolder(where / f"{name.replace(' ', '-')}-seed{seed}")
         progress.note(f"{name}, seed {seed}")
-        done = folder.read_record() if folder.started else {}
-        if done.get("status") != "complete":
-            done = train(one, folder, device, progress=progress)
-        records.append(done)
+        records.append(train(one, folder, device, progress=progress))
     return Ablation(variant=name, records=tuple(records))
 
 

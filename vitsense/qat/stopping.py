@@ -26,6 +26,7 @@ class Stop:
             KeyboardInterrupt: it is the second one.
         """
         if self.asked:
+            self._say("Stopping at once: steps since the last checkpoint are lost.")
             raise KeyboardInterrupt
         self.asked = True
         self._say("Stopping after this step, which is kept. Ctrl-C again stops at once.")

@@ -17,7 +17,6 @@ from vitsense.decimals import counted
 from vitsense.errors import (
     InputMissingError,
     SiteMismatchError,
-    StaleResultError,
     UserInputError,
 )
 from vitsense.models import LoadedModel, load_model
@@ -78,6 +77,8 @@ def train(
 ) -> dict[str, Any]:
     """Train the quantized model of a plan; an unfinished equal training in ``folder`` goes on.
 
+    An equal training that is complete is not done again: its record is given.
+
     Args:
         request: What to do.
         folder: Where everything is written.
@@ -90,7 +91,7 @@ def train(
         The record, as in ``qat.json``.
 
     Raises:
-        StaleResultError: the folder holds another or a finished training.
+        StaleResultError: the folder holds another training.
         InUseError: another process trains in the folder.
         VitsenseError: see `vitsense.errors`.
     """
@@ -115,8 +116,13 @@ def _trained(
     recipe = request.recipe
     steps = max(1, round(recipe.epochs * len(images.numbers) / recipe.batch))
     record = first_record(request, model, images, steps, command or provenance.command_line())
-    state = _state_of(folder, record, resume)
+    state, done = _state_of(folder, record, resume)
+    if done is not None:
+        progress.note(f"The training in {folder.path} is complete: this is what it gave.")
+        return done
     progress.note(_said_first(request, record, folder))
+    if folder.started and state is None:
+        progress.note("Nothing was kept of the training that began here: it starts at step 0.")
     torch.manual_seed(recipe.seed + accelerator.process_index)
     job = _Job(
         request=request,
@@ -169,23 +175,20 @@ def _images_of(
 
 def _state_of(
     folder: TrainingFolder, record: dict[str, Any], resume: bool
-) -> dict[str, Any] | None:
-    """What to go on from; None for a fresh start."""
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """What to go on from, and the record of a training that is complete; None: there is none."""
     if not folder.started:
         if resume:
             raise InputMissingError(
                 f"{folder.path} holds no training to resume; start it without --resume."
             )
-        return None
+        return None, None
     earlier = folder.read_record()
     refuse_changed(earlier, record, folder)
     if earlier.get("status") == "complete":
-        raise StaleResultError(
-            f"The training in {folder.path} is complete; choose another {folder.another}, or "
-            "delete it."
-        )
+        return None, earlier
     path = folder.path / "resume.pt"
-    return load_state(path) if path.is_file() or resume else None
+    return load_state(path) if path.is_file() or resume else None, None
 
 
 @contextmanager

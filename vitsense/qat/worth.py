@@ -64,7 +64,12 @@ def _nearer(record: Row) -> str:
     )
     if not before or not after:
         return ""
-    return f" The divergence from full precision went from {before} to {after} nats."
+    went = f"the divergence from full precision went from {before} to {after} nats"
+    if record["last"]["kl_high"] < record["ptq"]["kl_low"]:
+        return f" But it is nearer to full precision: {went}."
+    if record["last"]["kl_low"] > record["ptq"]["kl_high"]:
+        return f" But it is farther from full precision: {went}."
+    return f" {went[:1].upper()}{went[1:]}."
 
 
 def _if_worse(record: Row) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitsense.decimals import listed, number, span
+from vitsense.decimals import listed, number, predicted, span
 from vitsense.plan.plan import Plan
 from vitsense.report.chapters.trained import (
     NONE,
@@ -25,7 +25,7 @@ from vitsense.report.chapters.training_curves import details
 from vitsense.report.chapters.training_table import in_short, same_for_all, table_of
 from vitsense.report.formatters import loss_of
 from vitsense.report.section import Block, Caution, Finding, Section, Words
-from vitsense.trainings import TrainingFolder
+from vitsense.trainings import TrainingFolder, prediction_missed
 from vitsense.verdict import Judgement, judged_alone
 
 if TYPE_CHECKING:
@@ -199,6 +199,10 @@ def _untrained(plan: Planned) -> str:
             "calibrated it on images of their own."
         )
     loss = f", {drop_shown(row)} points lost" if row.get("drop") is not None else ""
+    if prediction_missed(first.record):
+        told = first.record["plan"]["predicted"]
+        band = predicted(told["drop"], told["low"], told["high"])
+        loss += f" (predicted were {band}, which was wrong; measure plans of as few bits)"
     text = f"Not trained: {what(first)} {shown(row)}{loss}"
     analysis = first.record.get("analysis")
     if not analysis:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from vitsense.report.chapters.training_table import learned_from, nats
 from vitsense.report.formatters import number as decimal
 from vitsense.report.formatters import percent, short
 from vitsense.report.section import Block, Chart, Facts, Series, Shape, Table
-from vitsense.trainings import TrainingFolder
+from vitsense.trainings import FOLDER, TrainingFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,8 +70,29 @@ def _facts(folder: TrainingFolder, record: Mapping[str, Any], name: str) -> Fact
         *_at_rest(folder),
         ("Speed", f"{record['crops_per_second']:.0f} crops/s on {record['device']}"),
         *_start(record),
+        *_again(folder, record),
     ]
     return Facts(title=f"Training {name}: how it was done", rows=tuple(rows))
+
+
+def _again(folder: TrainingFolder, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How to have it again, and where it lies."""
+    plan, commands = record["plan"], record.get("commands") or ()
+    made = f"solved for {plan['budget']}, " if plan.get("budget") else ""
+    inside = folder.run_path is not None
+    where = f"{FOLDER}/{folder.name} in the folder of this run" if inside else folder.name
+    return [
+        ("Plan", f"{made}kept as plan.json with the training"),
+        *(("Command", shlex.join(words)) for words in commands[-1:]),
+        ("Files", f"{where}: last.safetensors (what was trained), qat.json, metrics.jsonl, ..."),
+    ]
+
+
+_REGULARIZERS = {
+    "obr": "bin regularization (obr)",
+    "obr_mean": "bin regularization, as published (obr_mean)",
+    "dampen": "dampening",
+}
 
 
 def _start(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -102,7 +124,8 @@ def _regularizer(record: Mapping[str, Any]) -> str:
     recipe, ratio = record["recipe"], record["gradient_ratio"]
     if recipe["regularizer"] == "none":
         return "none"
-    text = f"{recipe['regularizer']}, strength {recipe['strength']:g}"
+    called = _REGULARIZERS.get(recipe["regularizer"], recipe["regularizer"])
+    text = f"{called}, strength {recipe['strength']:g}"
     if ratio is None:
         return text
     return f"{text}; its gradient is {short(ratio)} of the task's (median over logged steps)"
