@@ -11,6 +11,7 @@ from vitsense.errors import StaleResultError, UserInputError
 from vitsense.runfolder import RunFolder
 from vitsense.settings import AnalyzeSettings
 from vitsense.team import Team
+from vitsense.trainings import TrainingFolder
 
 
 def folder_of_team(team: Team, find: Callable[[], RunFolder]) -> RunFolder:
@@ -43,9 +44,14 @@ def find_folder(
         root: Where runs are.
 
     Raises:
-        StaleResultError: ``out`` holds results of another run.
+        StaleResultError: ``out`` holds results of another run, or a training.
     """
     if out is not None:
+        if TrainingFolder(out).started:
+            raise StaleResultError(
+                f"{out} is the folder of a training, whose plan.json a run would replace; choose "
+                "another --out."
+            )
         if (out / "run.json").is_file():
             run = RunFolder.open(out)
             refuse_stale(run, settings, fingerprint)

@@ -160,11 +160,13 @@ def qat(
         raise UserInputError("--fail-if-worse is about one training; leave out --ablate.")
     if out is None and found is None:
         raise UserInputError("The plan lies in no run: say where to write with --out.")
+    if out is not None:
+        TrainingFolder(out).refuse_run()
     try:
         if ablate:
             from vitsense.qat.ablate import ablate as run_ablation
 
-            where = out or training_path(_there(found), name or "ablation")
+            where = out or training_path(_there(found), "ablation" if name is None else name)
             names = None if variants is None else [name.strip() for name in variants.split(",")]
             table = run_ablation(
                 request, where, pick_device(device), _seeds(seeds), progress, names
@@ -176,7 +178,7 @@ def qat(
         from vitsense.qat.train import train
 
         usual = _usual_name(plan_path, request.recipe.name)
-        where = out or training_path(_there(found), name or usual)
+        where = out or training_path(_there(found), usual if name is None else name)
         folder = TrainingFolder(where)
         record = train(request, folder, pick_device(device), resume=resume, progress=progress)
     finally:

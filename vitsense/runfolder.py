@@ -323,6 +323,8 @@ def read_json(path: Path, schema: str) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputMissingError(f"There is no file {path}.") from error
+    except IsADirectoryError as error:
+        raise UserInputError(f"{path} is a folder; name the file in it.") from error
     except (ValueError, OSError) as error:
         raise UserInputError(f"{path} is not valid JSON ({error}); make it again.") from error
     name, _, number = schema.partition("/")

@@ -99,6 +99,18 @@ class TrainingFolder:
         """Whether a training was begun here."""
         return (self.path / "qat.json").is_file()
 
+    def refuse_run(self) -> None:
+        """Refuse the folder of a run, whose plan a training would replace by its own.
+
+        Raises:
+            UserInputError: it is one.
+        """
+        if (self.path / "run.json").is_file():
+            raise UserInputError(
+                f"{self.path} is the folder of a run: a training there would replace its "
+                f"plan.json. Leave --out away to train into {self.path / FOLDER}, or choose another folder."
+            )
+
     def read_record(self) -> dict[str, Any]:
         """``qat.json``.
 

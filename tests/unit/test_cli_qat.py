@@ -97,6 +97,9 @@ def test_a_training_that_made_it_worse_says_so_and_may_fail(
         (("--recipe", "best"), 2, "no recipe 'best'"),
         (("--set", "lr"), 2, "write KEY=VALUE"),
         (("--name", "../x"), 2, "--name is '../x'"),
+        (("--name", ""), 2, "--name is ''"),
+        (("--out", "run"), 2, "run is the folder of a run"),
+        (("--ablate", "--out", "run"), 2, "run is the folder of a run"),
         (("--resume",), 3, "no training to resume"),
         (("--labels", "x", "--teacher", "y"), 2, "contradict"),
         (("--labels", "nowhere.bank"), 3, "no label bank"),
@@ -106,8 +109,15 @@ def test_a_training_that_made_it_worse_says_so_and_may_fail(
 def test_a_wrong_call_says_what_to_do(
     plan: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], code: int, message: str
 ) -> None:
+    before = plan.read_bytes()
     assert _qat(plan, *more) == code
     assert message in capsys.readouterr().err
+    assert plan.read_bytes() == before
+
+
+def test_a_folder_is_no_plan(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _qat(plan.parent) == 2
+    assert "is a folder; name the file in it" in capsys.readouterr().err
 
 
 def test_a_plan_of_another_model_is_said_before_weights_are_looked_for(

@@ -16,9 +16,16 @@ import pandas as pd
 import pytest
 
 from vitsense import runfolder
-from vitsense.errors import InputMissingError, SchemaVersionError, UserInputError
+from vitsense.analyze_folder import find_folder
+from vitsense.errors import (
+    InputMissingError,
+    SchemaVersionError,
+    StaleResultError,
+    UserInputError,
+)
 from vitsense.runfolder import RunFolder, atomic_write, json_text, read_json
 from vitsense.schemas import SCHEMAS
+from vitsense.settings import AnalyzeSettings, ModelRequest
 
 
 @pytest.fixture
@@ -292,3 +299,10 @@ def test_a_killed_process_leaves_whole_files(run: RunFolder, delay: float) -> No
     state = run.read_state()
     assert [record["number"] for record in state] == list(range(len(state)))
     assert len(state) > number
+
+
+def test_a_run_does_not_go_into_the_folder_of_a_training(tmp_path: Path) -> None:
+    (tmp_path / "qat.json").write_text("{}")
+    settings = AnalyzeSettings(model=ModelRequest(name="zoo/glyph_resnet"))
+    with pytest.raises(StaleResultError, match="the folder of a training"):
+        find_folder(settings, {}, tmp_path, tmp_path)

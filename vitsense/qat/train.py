@@ -95,6 +95,7 @@ def train(
         InUseError: another process trains in the folder.
         VitsenseError: see `vitsense.errors`.
     """
+    folder.refuse_run()
     accelerator = make_accelerator(device, request.recipe.precision)
     if not accelerator.is_main_process:
         progress = NO_PROGRESS
