@@ -108,7 +108,8 @@ class TrainingFolder:
         if (self.path / "run.json").is_file():
             raise UserInputError(
                 f"{self.path} is the folder of a run: a training there would replace its "
-                f"plan.json. Leave --out away to train into {self.path / FOLDER}, or choose another folder."
+                f"plan.json. Leave --out away to train into {self.path / FOLDER}, or choose "
+                "another folder."
             )
 
     def read_record(self) -> dict[str, Any]:

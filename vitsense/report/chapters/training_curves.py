@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vitsense.decimals import counted
-from vitsense.report.chapters.training_table import learned_from, nats
+from vitsense.report.chapters.training_facts import CURVE, at_rest, facts_of
+from vitsense.report.chapters.training_table import nats
 from vitsense.report.formatters import number as decimal
 from vitsense.report.formatters import percent, short
-from vitsense.report.section import Block, Chart, Facts, Series, Shape, Table
-from vitsense.trainings import FOLDER, TrainingFolder
+from vitsense.report.section import Block, Chart, Series, Shape, Table
+from vitsense.trainings import TrainingFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 _SHOWN = 5  # modules in a figure
 _ROWS = 12  # modules in the table of movement
-_CURVE = 4  # logged losses that a curve needs
 _INK = -1
 
 
@@ -38,7 +36,7 @@ def details(
     """
     slug = f"training-{number}-" + re.sub(r"[^A-Za-z0-9]+", "-", folder.name)
     blocks: list[Block | None] = [
-        _facts(folder, record, name),
+        facts_of(folder, record, name),
         _loss_curve(folder, slug, number),
         _accuracy_curve(folder, record, slug, number),
         _oscillation(folder, slug, number),
@@ -56,84 +54,9 @@ def _titled(block: Block, name: str) -> Block:
     return block
 
 
-def _facts(folder: TrainingFolder, record: Mapping[str, Any], name: str) -> Facts:
-    recipe, data = record["recipe"], record["data"]
-    crops = counted(recipe["crops"], "crop")
-    rows = [
-        ("Recipe", f"{recipe['name']} {recipe['version']}: {recipe['about']}"),
-        ("Source", recipe["source"]),
-        ("Learned from", f"{learned_from(record)}; {crops} of an image per step"),
-        ("Training images", f"{data['images']:,} of {data['spec']}"),
-        ("Learning rate", f"{recipe['lr']:g}, cosine to {recipe['min_lr']:g}"),
-        ("Regularizer", _regularizer(record)),
-        *_few_losses(folder),
-        *_at_rest(folder),
-        ("Speed", f"{record['crops_per_second']:.0f} crops/s on {record['device']}"),
-        *_start(record),
-        *_again(folder, record),
-    ]
-    return Facts(title=f"Training {name}: how it was done", rows=tuple(rows))
-
-
-def _again(folder: TrainingFolder, record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How to have it again, and where it lies."""
-    plan, commands = record["plan"], record.get("commands") or ()
-    made = f"solved for {plan['budget']}, " if plan.get("budget") else ""
-    inside = folder.run_path is not None
-    where = f"{FOLDER}/{folder.name} in the folder of this run" if inside else folder.name
-    return [
-        ("Plan", f"{made}kept as plan.json with the training"),
-        *(("Command", shlex.join(words)) for words in commands[-1:]),
-        ("Files", f"{where}: last.safetensors (what was trained), qat.json, metrics.jsonl, ..."),
-    ]
-
-
-_REGULARIZERS = {
-    "obr": "bin regularization (obr)",
-    "obr_mean": "bin regularization, as published (obr_mean)",
-    "dampen": "dampening",
-}
-
-
-def _start(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Why the curve does not begin at the plan without training."""
-    said = record.get("calibration", {}).get("start")
-    return [("Start", str(said))] if said else []
-
-
-def _few_losses(folder: TrainingFolder) -> list[tuple[str, str]]:
-    """Losses that are too few for a curve."""
-    rows = folder.metrics("train")
-    if not 0 < len(rows) < _CURVE:
-        return []
-    said = ", ".join(f"{nats(row['loss'])} at step {row['step']}" for row in rows)
-    return [("Training loss (nats)", said)]
-
-
-def _at_rest(folder: TrainingFolder) -> list[tuple[str, str]]:
-    """That nothing oscillated, which needs no picture."""
-    rows = folder.metrics("oscillation")
-    if not rows or any(row["all"] or any(row["share"].values()) for row in rows):
-        return []
-    looks = counted(len(rows), "look")
-    limit = f"{rows[-1]['threshold']:g}"
-    return [("Oscillation", f"none: no weight flips more often than {limit} per step, at {looks}")]
-
-
-def _regularizer(record: Mapping[str, Any]) -> str:
-    recipe, ratio = record["recipe"], record["gradient_ratio"]
-    if recipe["regularizer"] == "none":
-        return "none"
-    called = _REGULARIZERS.get(recipe["regularizer"], recipe["regularizer"])
-    text = f"{called}, strength {recipe['strength']:g}"
-    if ratio is None:
-        return text
-    return f"{text}; its gradient is {short(ratio)} of the task's (median over logged steps)"
-
-
 def _loss_curve(folder: TrainingFolder, slug: str, number: int) -> Chart | None:
     rows = folder.metrics("train")
-    if len(rows) < _CURVE:
+    if len(rows) < CURVE:
         return None
     part = max(1, len(rows) // 5)  # single batches scatter: ends are means of a fifth of them
     first, last = (sum(row["loss"] for row in ends) / part for ends in (rows[:part], rows[-part:]))
@@ -204,7 +127,7 @@ def _accuracy_curve(
 
 def _oscillation(folder: TrainingFolder, slug: str, number: int) -> Chart | None:
     rows = folder.metrics("oscillation")
-    if len(rows) < 2 or _at_rest(folder):
+    if len(rows) < 2 or at_rest(folder):
         return None
     last = rows[-1]["share"]
     most = {name: max(row["share"][name] for row in rows) for name in last}
