@@ -24,7 +24,7 @@ from vitsense.report.figures import pictures
 from vitsense.report.html import TOGETHER, embedded, render_html, together
 
 VOID = {"meta", "input", "wbr", "br", "img", "link"}
-IMPLIED = {"p", "td", "th", "tr", "li", "dt", "dd", "option"}
+IMPLIED = {"p", "tbody", "td", "th", "thead", "tr", "li", "dt", "dd", "option"}
 KILOBYTES = 1000
 
 

@@ -36,10 +36,11 @@ def test_the_pages_scripts_lose_only_space() -> None:
 def points(path: str) -> list[tuple[str, float, float]]:
     """Where a path goes, read literally: absolute, or each point from the one before."""
     found, at = [], (0.0, 0.0)
-    for kind, text in re.findall(r"([MLl])([^MLl]+)", path):
-        numbers = [float(n) for n in re.findall(r"-?[\d.]+", text)]
-        for x, y in zip(numbers[::2], numbers[1::2], strict=True):
-            at = (at[0] + x, at[1] + y) if kind == "l" else (x, y)
+    for kind, text in re.findall(r"([MLlhv])([^MLlhvz]+)", path):
+        numbers = [float(n) for n in re.findall(r"-?(?:\d+\.?\d*|\.\d+)", text)]
+        steps = {"h": [(n, 0.0) for n in numbers], "v": [(0.0, n) for n in numbers]}
+        for x, y in steps.get(kind) or zip(numbers[::2], numbers[1::2], strict=True):
+            at = (x, y) if kind in "ML" else (at[0] + x, at[1] + y)
             found.append(("M" if kind == "M" else "L", *at))
     return found
 
@@ -49,6 +50,8 @@ def points(path: str) -> list[tuple[str, float, float]]:
     [
         "M63.6 144.9L75.8 124.1L88.1 144.9L100.3 150L100.3 90.2",
         "M10 20L30 40M50.1 60.2L50.1 2L-3.5 2",
+        "M1 1L1 1L1.5 1.3L1.9 1.7L0 0.7z",
+        "M0.4 -0.6L10 -0.6L10 -0.2L9.5 -0.9M-0.5 0.5L-0.5 10.5L20 10.5L20 11",
         "M1 1",
     ],
 )
@@ -56,6 +59,8 @@ def test_lines_go_where_they_went(path: str) -> None:
     svg = relative_lines(f'<path d="{path}" class="a"/>')
     made = re.findall(r' d="([^"]*)"', svg)[0]
     assert len(made) <= len(path)
+    assert made.endswith("z") == path.endswith("z")
+    assert len(points(made)) == path.count("M") + path.count("L")
     for mine, theirs in zip(points(made), points(path), strict=True):
         assert mine == (theirs[0], pytest.approx(theirs[1]), pytest.approx(theirs[2]))
 

@@ -258,8 +258,9 @@ _OPTIONAL = re.compile(
     rf"</(?:{_CELLS})>\s*(?=<(?:{_CELLS}|/))|</p>(?=<(?:/?(?:p|ul|dl|div|section|details|figure)|"
     r"table|h\d|/li)[\s>])"
 )
+_TABLES = re.compile(r'</thead>(?=<tbody)|</tbody>(?=<tbody|</table)| scope="col"(?=[\s>])')
 _TAG = re.compile(r"<[a-z][^<>]*>")
-_QUOTED = re.compile(r'(\s[\w-]+=)"([\w#.-]+)"(?=[\s>])')
+_QUOTED = re.compile(r'(\s[\w-]+=)"([\w#.:;%()-]+)"(?=[\s>])')
 _TEXT = re.compile(r"(?<=>)[^<>]+(?=<)")
 _ALONE = re.compile(r"(<(?:script|style|pre)\b.*?</(?:script|style|pre)>)", re.DOTALL)
 
@@ -268,12 +269,14 @@ def without_needless(page: str) -> str:
     """The page without what HTML implies: most quotes, many end tags, and breaks between parts.
 
     Names cannot hold tags or quotes (they are escaped), so only those of the templates are met.
+    A header cell in a row of header cells is one of its column without saying so.
 
-    Source: HTML standard, sections 13.1.2.3 "Attributes" and 13.1.2.4 "Optional tags".
+    Source: HTML standard, sections 13.1.2.3 "Attributes", 13.1.2.4 "Optional tags" and 4.9.12.2
+    "Forming relationships between data cells and header cells".
     """
     parts = _ALONE.split(page)
     for k in range(0, len(parts), 2):
-        text = _OPTIONAL.sub("", _BREAKS.sub("", parts[k]))
+        text = _TABLES.sub("", _OPTIONAL.sub("", _BREAKS.sub("", parts[k])))
         text = _TEXT.sub(lambda found: found[0].replace("&#39;", "'"), text)
         parts[k] = _TAG.sub(lambda tag: _QUOTED.sub(r"\1\2", tag[0]), text)
     return "".join(parts)

@@ -16,6 +16,10 @@ _SEGMENT = re.compile(r'<path d="(M[^L"]*L[^L"]*)" (clip-path="[^"]*" style="[^"
 """A straight line: of the grid, or a whisker."""
 
 
+_ROUND = re.compile(r' d="M0 ([\d.]+)(?:C[-\d. ]+){8}z"')
+"""A round mark, which matplotlib draws as eight curves."""
+
+
 _MANY = 12
 
 
@@ -37,13 +41,21 @@ def inline(svg: str, prefix: str, alt: str) -> str:
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page
     svg = _TAG.sub(lambda tag: _small_tag(tag[0], ids), svg)
     svg = re.sub(r'<path d="[^"]*" style="fill:none"/>', "", svg)  # nothing of it is seen
+    svg = re.sub(r'<path d="M[-\d. ]*" [^>]*/>', "", svg)  # a place to which no line leads
+    svg = _ROUND.sub(_circle, svg)
     svg = _without_empty_groups(svg)
     svg = _without_plain_groups(svg)
-    svg = _gathered(svg)
+    svg = re.sub(r"<g[^>]*></g>|</defs><defs>", "", _gathered(svg))
     head = (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(alt)}" class="figure">'
     )
     return re.sub(r"<svg[^>]*>", lambda _: head, svg, count=1)
+
+
+def _circle(mark: re.Match[str]) -> str:
+    """The round mark as two arcs."""
+    r = mark[1]
+    return f' d="M0 {r}A{r} {r} 0 0 1 0 -{r}A{r} {r} 0 0 1 0 {r}z"'
 
 
 _STEP = re.compile(f"<g[^>]*>|</g>|{_MARK.pattern}|{_SEGMENT.pattern}")
@@ -64,29 +76,37 @@ def _gathered(svg: str) -> str:
             keys[found.start()] = (*groups, *kind)
             alike.setdefault(keys[found.start()], []).append(found)
 
+    markers: dict[tuple[str, str], str] = {}
+
     def once(found: re.Match[str]) -> str:
         those = alike[keys[found.start()]] if found.start() in keys else [found]
         if len(those) == 1:
             return found[0]
-        first = found.start() == those[0].start()
-        return (_marks if found[1] else _segments)(those) if first else ""
+        if found.start() != those[0].start():
+            return ""
+        return _marks(those, markers) if found[1] else _segments(those)
 
     return _STEP.sub(once, svg)
 
 
-def _marks(those: Sequence[re.Match[str]]) -> str:
-    """Marks as the vertices of one path that has a marker: a third of the bytes."""
+def _marks(those: Sequence[re.Match[str]], markers: dict[tuple[str, str], str]) -> str:
+    """Marks as the vertices of one path that has a marker: a third of the bytes.
+
+    ``markers`` are those of the figure by shape and style; a new one joins them.
+    """
     name, style = those[0][1], those[0][4]
-    own = f"{name}m{those[0].start()}"
     whole = len(those) > _MANY  # of so many points nobody sees half a pixel
     places = "L".join(
         " ".join(f"{float(v):.0f}" if whole else v for v in (found[2], found[3])) for found in those
     )
-    return (
-        f'<defs><marker id="{own}" overflow="visible" markerUnits="userSpaceOnUse">'
-        f'<use href="#{name}" {style}/></marker></defs>'
-        f'<path d="M{places}" style="fill:none;marker:url(#{own})"/>'
-    )
+    defined = ""
+    if (name, style) not in markers:
+        own = markers[name, style] = f"{name}m{len(markers)}"
+        defined = (
+            f'<defs><marker id="{own}" overflow="visible" markerUnits="userSpaceOnUse">'
+            f'<use href="#{name}" {style}/></marker></defs>'
+        )
+    return f'{defined}<path d="M{places}" style="fill:none;marker:url(#{markers[name, style]})"/>'
 
 
 def _segments(those: Sequence[re.Match[str]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 _PARTS = re.compile(
     r"""(?P<kept>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'"""  # a string
@@ -36,7 +37,7 @@ def lean_script(script: str) -> str:
     return re.sub("\0(\\d+)\0", lambda found: kept[int(found[1])], text)
 
 
-_STRAIGHT = re.compile(r' d="(M[-\d. ML]*)"')
+_STRAIGHT = re.compile(r' d="(M[-\d. ML]*z?)"')
 
 
 def relative_lines(svg: str) -> str:
@@ -45,22 +46,40 @@ def relative_lines(svg: str) -> str:
 
 
 def _relative(path: str) -> str:
-    """The path in tenths from point to point, so that no error adds up; as it is if not shorter."""
-    parts: list[str] = []
+    """The path in tenths from point to point, so that no error adds up; as it is if not shorter.
+
+    Every point stays one, for marks stand at them.
+    """
+    steps: list[tuple[str, tuple[int, ...]]] = []
     at = (0, 0)
-    for kind, place in re.findall(r"([ML])([^ML]+)", path):
+    for kind, place in re.findall(r"([ML])([^MLz]+)", path):
         values = [round(10 * float(number)) for number in place.split()]
         if len(values) != 2:
             return path
-        step = _pair(values[0] - at[0], values[1] - at[1])
+        x, y = values[0] - at[0], values[1] - at[1]
         if kind == "M":
-            parts += [f"M{_pair(*values)}", "l"]
+            steps.append(("M", tuple(values)))
         else:
-            parts.append(step if parts[-1] == "l" or step.startswith("-") else f" {step}")
+            steps.append(("h", (x,)) if not y else ("l", (x, y)) if x else ("v", (y,)))
         at = (values[0], values[1])
-    return min(path, "".join(parts).removesuffix("l"), key=len)
+    return min(path, _commands(steps) + "z" * path.endswith("z"), key=len)
 
 
-def _pair(x: int, y: int) -> str:
-    across, down = f"{x / 10:g}", f"{y / 10:g}"
-    return across + down if down.startswith("-") else f"{across} {down}"
+def _commands(steps: Sequence[tuple[str, tuple[int, ...]]]) -> str:
+    """Commands of a path; a letter, a zero or a space stands only where it parts something.
+
+    Source: SVG 2, section 9.3.9 "The grammar for path data".
+    """
+    text = before = ""
+    for kind, values in steps:
+        if kind != before or kind == "M":
+            text += kind
+        for value in values:
+            number = (
+                f"{value / 10:g}".replace("0.", ".", 1) if abs(value) < 10 else f"{value / 10:g}"
+            )
+            whole = "." not in re.split("[a-zA-Z -]", text)[-1]
+            joined = not text[-1].isdigit() or number[0] == "-" or (number[0] == "." and not whole)
+            text += number if joined else f" {number}"
+        before = kind
+    return text
