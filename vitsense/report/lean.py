@@ -75,11 +75,10 @@ def _commands(steps: Sequence[tuple[str, tuple[int, ...]]]) -> str:
         if kind != before or kind == "M":
             text += kind
         for value in values:
-            number = (
-                f"{value / 10:g}".replace("0.", ".", 1) if abs(value) < 10 else f"{value / 10:g}"
-            )
-            whole = "." not in re.split("[a-zA-Z -]", text)[-1]
-            joined = not text[-1].isdigit() or number[0] == "-" or (number[0] == "." and not whole)
+            number = re.sub(r"^(-?)0\.", r"\1.", f"{value / 10:g}")
+            fraction = "." in re.split("[a-zA-Z -]", text)[-1]
+            apart = number[0] == "-" or (number[0] == "." and fraction)
+            joined = apart or not text[-1].isdigit()
             text += number if joined else f" {number}"
         before = kind
     return text
