@@ -10,7 +10,11 @@ import pytest
 from report_fixture import make_run
 
 from vitsense.compare.best_known import best_known, better_formats
+from vitsense.report.chapters.additivity import additivity_chapter
+from vitsense.report.chapters.causes import causes
 from vitsense.report.compose import compose
+from vitsense.report.formatters import short
+from vitsense.report.section import Table
 from vitsense.report.source import Source
 from vitsense.runfolder import RunFolder
 
@@ -60,7 +64,7 @@ def test_a_group_of_one_module_is_its_cell_on_more_images(run: RunFolder) -> Non
     assert kl_of(found, name) == 9.0
     assert found.query("kl == 9.0")["n"].tolist() == [1000]
     assert kl_of(found, name, "int8") == kl_of(run.table("sensitivity"), name, "int8")
-    assert better_formats(run.table("sensitivity"), found) == {name: ["4 bits"]}
+    assert better_formats(run.table("sensitivity"), found) == {name: {"4 bits": 9.0}}
 
 
 def test_fewer_images_change_nothing(run: RunFolder) -> None:
@@ -102,5 +106,39 @@ def test_every_list_of_the_report_takes_the_better_number(run: RunFolder, made: 
     row = model.rows[model.worst[0]]
     assert row.name == name
     assert next(cell for cell in row.cells if cell.bits == 4).detail.endswith(", 1000 images")
-    assert row.more.endswith("; chosen before 4 bits were measured on all images")
+    assert row.more.endswith("; chosen before 4 bits were measured on all images: 9.0 nats")
     assert any(line.startswith(f"{name} alone causes") for line in model.verdict)
+
+
+def test_sums_and_method_say_where_the_table_shows_other_numbers(
+    run: RunFolder,
+) -> None:
+    def sums_of() -> str:
+        section = additivity_chapter(Source(run), "vit")
+        assert section is not None
+        return next(block.reading for block in section.blocks if isinstance(block, Table))
+
+    assert "were measured on more images since" not in sums_of()
+    name = str(run.table("modules")["module"].iloc[3])
+    group_of_one(run, name, 9.0, 1000)
+    assert "1 of them was measured on more images since" in sums_of()
+    total = best_known(*tables(run)).query("format == 'int4'")["kl"].sum()
+    assert f"4 bits everywhere {short(total)} nats" in sums_of()
+
+
+def test_what_an_older_run_measured_beside_remedies_is_not_promised_in_the_table(
+    run: RunFolder,
+) -> None:
+    row = dict.fromkeys(run.table("causes").columns)
+    name = str(run.table("modules")["module"].iloc[0])
+    row |= {"model": "vit", "module": name, "site": f"{name}:input", "bits": 4, "format": "int4"}
+    row |= {"cause": "heavy tail", "value": 9.0, "detail": "", "remedy": "powers of two"}
+    row |= {"kl_before": 0.2, "kl_after": 0.1, "kl_after_low": 0.1, "kl_after_high": 0.1}
+    run.write_table("causes", pd.DataFrame([row]).astype(run.table("causes").dtypes))
+    method = dict(compose(run).method)
+    if "shows and is ranked by" in method["Measurement"]:
+        assert "had remedies tried" not in method["Measurement"]
+    section = causes(Source(run), "vit")
+    assert section is not None
+    (tried, *_) = (block for block in section.blocks if isinstance(block, Table))
+    assert "kept no interval of it" in tried.reading

@@ -167,8 +167,8 @@ def test_more_bits_are_no_remedy_that_helped_and_one_trial_is_one_row(run: RunFo
     assert section is not None
     (found,) = [b for b in section.blocks if isinstance(b, Finding) and "remed" in b.headline]
     assert found.headline == "No remedy that tests a cause helped distinguishably"
-    assert "Of 1 remedies against a cause 0 helped and 1 made it worse" in found.numbers
-    assert "In 1 other trials a tensor got more bits" in found.numbers
+    assert "Of 1 trial of a remedy against a cause 0 helped and 1 made it worse" in found.numbers
+    assert "In 1 other trial a tensor got more bits" in found.numbers
     (tried, *_) = tables(section)
     assert len(tried.rows) == 2
     assert "heavy tail" in tried.rows[0][1]

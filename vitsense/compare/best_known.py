@@ -54,20 +54,20 @@ def best_known(
     return found
 
 
-def better_formats(rated: pd.DataFrame, known: pd.DataFrame) -> dict[str, list[str]]:
-    """In which formats each module is known better than the sweep rated it.
+def better_formats(rated: pd.DataFrame, known: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """In which formats each module is known better than the sweep rated it, and what it costs.
 
     Args:
         rated: ``sensitivity.csv`` of a run.
         known: `best_known` of it, or one model's rows.
 
     Returns:
-        Module -> formats in words.
+        Module -> format in words -> divergence, nats.
     """
     changed = known[known["kl"].ne(rated.loc[known.index, "kl"]) & known["kl"].notna()]
-    found: dict[str, list[str]] = {}
-    for module, form in zip(changed["module"], changed["format"], strict=True):
-        found.setdefault(str(module), []).append(format_of(str(form)).words)
+    found: dict[str, dict[str, float]] = {}
+    for module, form, kl in zip(changed["module"], changed["format"], changed["kl"], strict=True):
+        found.setdefault(str(module), {})[format_of(str(form)).words] = float(kl)
     return found
 
 

@@ -21,7 +21,7 @@ from vitsense.report.formatters import count, known, percent, short
 from vitsense.report.source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -64,7 +64,7 @@ def compose(run: RunFolder, trainings: Sequence[Path] = ()) -> Document:
         told=sum(f.told or f.key.endswith(HARDER) for f in found),
         profiles=_profiles(comparison, families) if comparison else (),
         roles=_roles(comparison) if comparison else (),
-        method=(*_method(record), *_completing(source)),
+        method=(*_as_kept(_method(record), tables["causes"]), *_completing(source)),
         commands=tuple(shlex.join(command) for command in record.get("commands", ())),
         files=_FILES,
         words=glossary(entries),
@@ -198,6 +198,16 @@ def _formats(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     if settings["quant"].get("attention_probs") == "log2":
         found.append(("Attention probabilities", "integers hold them as powers of two"))
     return found
+
+
+_BESIDE_REMEDIES = ", or had remedies tried,"
+
+
+def _as_kept(method: Sequence[tuple[str, str]], causes: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """The method, for older runs without what needs intervals of modules beside their remedies."""
+    old = causes["kl_before"].notna().any() and causes["n_before"].isna().all()
+    for name, text in method:
+        yield name, text.replace(_BESIDE_REMEDIES, "") if old else text
 
 
 def _method(record: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -74,7 +74,10 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
     front, writer = front_of(source, entry)
     rows = _rows(mine["modules"], sensitivity, plan, forms, sheets(source, key, planned_bits))
     prices = more_bits(mine["modules"], sensitivity, plan)
-    rows = [replace(row, more=prices.get(row.name, "") + _since(row, better)) for row in rows]
+    rows = [
+        replace(row, more=prices.get(row.name, "") + _since(row, better) + _averaged(row))
+        for row in rows
+    ]
     measured = [cell for row in rows for cell in row.cells if cell.nats]
     by_divergence = bool(measured) and all(cell.noise for cell in measured)
     return ModelReport(
@@ -201,12 +204,26 @@ def _rows(
     return rows
 
 
-def _since(row: ModuleRow, better: Mapping[str, Sequence[str]]) -> str:
-    """That a plan was chosen by other numbers than those that the cells show."""
-    known = [words for words in better.get(row.name, ()) if words in row.reason]
-    if not known:
+def _since(row: ModuleRow, better: Mapping[str, Mapping[str, float]]) -> str:
+    """What the cells show in place of the numbers by which a plan was chosen."""
+    known = {w: short(kl) for w, kl in better.get(row.name, {}).items() if w in row.reason}
+    if not any(nats not in row.reason for nats in known.values()):
         return ""
-    return f"; chosen before {listed(known)} were measured on all images"
+    return (
+        f"; chosen before {listed(list(known))} were measured on all images: "
+        f"{listed([f'{nats} nats' for nats in known.values()])}"
+    )
+
+
+def _averaged(row: ModuleRow) -> str:
+    """That a plan took averages of estimates, where its numbers are not those of the cells."""
+    other = any(
+        cell.text.startswith("~")
+        and f"{cell.label} bits" in row.reason
+        and short(cell.sort) not in row.reason
+        for cell in row.cells
+    )
+    return "; averages, as fewer bits seem to cost less than more" if other else ""
 
 
 def _with_divergence(row: ModuleRow) -> ModuleRow:

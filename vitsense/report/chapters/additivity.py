@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from vitsense.compare.best_known import better_formats
 from vitsense.compare.groups import additivity_finding
 from vitsense.compare.plan_names import plan_name
-from vitsense.report.formatters import number, short_span, span
+from vitsense.formats import format_of
+from vitsense.report.formatters import number, short, short_span, span
 from vitsense.report.section import Finding, Section, Table
 
 if TYPE_CHECKING:
@@ -59,7 +61,33 @@ def additivity_chapter(source: Source, model: str) -> Section | None:
         reading=(
             "Above 1, modules make each other worse: the sum under-estimates the plan. The "
             "interval of a sum lets the errors of all its modules go the same way, and that of the "
-            "ratio takes the farthest ends: it is wider than 95 %."
+            "ratio takes the farthest ends: it is wider than 95 %." + _other_sums(source, model)
         ),
     )
     return Section(key="additivity", title="Do single modules add up?", blocks=(*found, table))
+
+
+def _other_sums(source: Source, model: str) -> str:
+    """That the table of modules adds up to other sums, where it knows cells better than the plans.
+
+    Args:
+        source: The run.
+        model: Key of a model.
+    """
+    known = source.table("sensitivity", model)
+    better = better_formats(source.run.table("sensitivity"), known)
+    count = sum(map(len, better.values()))
+    if not count:
+        return ""
+    changed = {words for forms in better.values() for words in forms}
+    both = known[known["part"] == "both"]
+    sums = [
+        f"{words} everywhere {short(float(rows['kl'].sum()))} nats"
+        for form, rows in both.groupby("format", sort=False)
+        if (words := format_of(str(form)).words) in changed and rows["kl"].notna().all()
+    ]
+    return (
+        " Sums are of the numbers by which plans were chosen; "
+        f"{count} of them {'was' if count == 1 else 'were'} measured on more images since, and the "
+        f"table of modules shows those{': ' if sums else ''}{', '.join(sums)}."
+    )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from vitsense.decimals import listed
+from vitsense.decimals import counted, listed
 from vitsense.formats import format_of
 from vitsense.report.chapters.unexplained import unexplained
 from vitsense.report.chapters.unfinished import completing, ended_early
@@ -143,6 +143,12 @@ def _tried(rows: pd.DataFrame, words: str) -> Table:
                 "worse, where the divergence before is outside the interval after. A reason is "
                 "called Reason in its module's part where a remedy against it helps, else "
                 "Suspicion. More bits lower the divergence of any tensor: they test no cause."
+                + (
+                    " This run kept no interval of it: the table of modules shows the sweep's "
+                    "number, on fewer images or estimated."
+                    if rows["n_before"].isna().all()
+                    else ""
+                )
             ),
             code=True,
             across=(1, 2),
@@ -196,8 +202,8 @@ def _best_remedy(tried: pd.DataFrame) -> Finding:
     telling = [(row, reasons) for row, reasons in _experiments(tried) if tests_cause(row)]
     others = sum(1 for _ in _experiments(tried)) - len(telling)
     rest = (
-        f" In {others} {'other trials' if telling else 'trials'} a tensor got more bits, which "
-        "lowers its divergence whatever the cause."
+        f" In {counted(others, 'other trial' if telling else 'trial')} a tensor got more bits, "
+        "which lowers its divergence whatever the cause."
         if others
         else ""
     )
@@ -219,7 +225,8 @@ def _best_remedy(tried: pd.DataFrame) -> Finding:
     return Finding(
         headline=visible(head),
         numbers=visible(
-            f"Of {len(telling)} remedies against a cause {helped} helped and {worse} made it worse "
+            f"Of {counted(len(telling), 'trial')} of a remedy against a cause {helped} helped and "
+            f"{worse} made it worse "
             f"(by divergence). Best: {row['remedy']}, {row['module']}, {reasons}: "
             f"{outcome(row)}, {short(before)} became {short_span(*ends)} nats.{rest}"
         ),
