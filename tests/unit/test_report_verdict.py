@@ -195,7 +195,7 @@ def test_a_ranking_by_estimates_says_what_was_measured() -> None:
     found = cells("estimated", m0=0.1, m1=0.3)
     causes = pd.DataFrame([{"module": "m1", "kl_before": 0.0098}])
     (line,) = measured_worst(found, causes)
-    assert "Measured alone, for their remedies: m1 0.0098 nats" in line
+    assert "at 4 bits: m1 0.0098, estimated 0.30 nats (0.033 times the estimates)" in line
     (line,) = measured_worst(found, causes.iloc[:0])
     assert line.startswith("The ranking rests on estimates: modules that follow closely")
     assert measured_worst(cells("measured", m0=0.1), causes) == []

@@ -99,6 +99,7 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         columns=tuple((form.label, form.bits) for form in forms),
         by_divergence=by_divergence,
         estimated=bool((sensitivity["status"] == "estimated").any()),
+        some_measured=bool((sensitivity["status"] == "measured").any()),
         rows=tuple(_with_divergence(row) for row in rows) if by_divergence else tuple(rows),
         roles=tuple((role_label(name), name) for name in dict.fromkeys(mine["modules"]["role"])),
         worst=_worst(mine["modules"], sensitivity),

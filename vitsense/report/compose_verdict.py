@@ -118,16 +118,22 @@ def measured_worst(sensitivity: pd.DataFrame, causes: pd.DataFrame) -> list[str]
             "others that follow closely may change places."
         ]
     before = causes.dropna(subset=["kl_before"]).drop_duplicates("module").set_index("module")
-    said = [
-        f"{shortened(name)} {short(float(before.loc[name, 'kl_before']))}"
-        for name in worst[0]
-        if name in before.index
-    ]
-    if not said:
+    names = [name for name in worst[0] if name in before.index]
+    if not names:
         return ["The ranking rests on estimates: modules that follow closely may change places."]
+    cells = sensitivity[sensitivity["format"] == worst[2].name].set_index("module")["kl"]
+    pairs = [(float(cells[name]), float(before.loc[name, "kl_before"])) for name in names]
+    said = [
+        f"{shortened(name)} {short(kl)}, estimated {short(guess)}"
+        for name, (guess, kl) in zip(names, pairs, strict=True)
+    ]
+    ratios = sorted(kl / guess for guess, kl in pairs if guess > 0)
+    times = " to ".join(dict.fromkeys(map(short, (ratios[0], ratios[-1])))) if ratios else ""
     return [
-        f"The ranking rests on estimates. Measured alone, for their remedies: {', '.join(said)} "
-        "nats; where this is far from the estimate, trust the measurement."
+        "The ranking rests on estimates. Measured alone, for their remedies, at "
+        f"{worst[2].words}: {'; '.join(said)} nats"
+        f"{f' ({times} times the estimates)' if times else ''}. Trust these measurements; the "
+        "table, the order and the plan have the estimates."
     ]
 
 

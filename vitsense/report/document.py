@@ -201,6 +201,8 @@ class ModelReport:
     """None where no plan is known to hold, or its bits are not kept."""
     chapters: tuple[Section, ...] = ()
     """What `vitsense.report.chapters` has to say about the model."""
+    some_measured: bool = False
+    """Whether, of a table of estimates, some cells were measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
