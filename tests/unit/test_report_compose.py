@@ -196,6 +196,8 @@ def test_the_plan_to_deploy_is_byte_for_byte_what_its_command_writes(
         command = [str(run.path) if w == "RUN" else w for w in shlex.split(model.deployed.command)]
         assert cli.run([*command[1:], "-q"]) == 0
         assert (tmp_path / model.deployed.file).read_text(encoding="utf-8") == model.deployed.json
+        kept = {m["name"]: str(m["bits"]) for m in json.loads(model.deployed.json)["modules"]}
+        assert dict(model.deployed.bits) == kept
         packed = base64.b64encode(gzip.compress(model.deployed.json.encode(), mtime=0)).decode()
         assert page.count(packed) == 1
         assert f"id=deploy-{number}>" in page

@@ -72,6 +72,23 @@ def reader(made: Made) -> PdfReader:
     return PdfReader(io.BytesIO(made.pdf))
 
 
+def test_the_plan_to_deploy_is_printed_and_copied_without_letters_that_nobody_sees(
+    tmp_path: Path,
+) -> None:
+    document, pdf = rendered(tmp_path, 9, ["vit"])
+    (model,) = document.models
+    assert model.deployed is not None
+    assert model.deployed.json
+    assert not any("\u200b" in p.extract_text() for p in PdfReader(io.BytesIO(pdf)).pages)
+    words = text_of(pdf)
+    assert plain(model.deployed.command) in words
+    assert plain(f"the plan to deploy ({model.deployed.plan})") in words
+    bits = dict(model.deployed.bits)
+    for row in model.rows:
+        own = f"{row.label} pinned" if row.pinned else row.label
+        assert plain(f"{row.name}{row.role}{row.params}{own}{bits[row.name]}") in words
+
+
 def test_it_is_tagged_and_names_its_language_and_title(
     document: Document, reader: PdfReader
 ) -> None:

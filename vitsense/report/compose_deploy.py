@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitsense.compare.change import ratio
 from vitsense.compare.plan_names import plan_name
+from vitsense.formats import format_of
 from vitsense.plan.again import Bounds, setting_of
 from vitsense.plan.measured import measured_of
 from vitsense.report.document import Deployed
@@ -142,6 +143,7 @@ def plan_to_deploy(source: Source, entry: Mapping[str, Any], plan_json: str) -> 
         file=file,
         command=f"vitsense plan RUN{model} --measured {name} --out {shlex.quote(file)}",
         json="" if own else text,
+        bits=tuple((m.name, format_of(m.format).label) for m in made.modules),
     )
 
 

@@ -30,15 +30,24 @@ def sentences_of(
 ) -> list[str]:
     """What to deploy and why, and which modules cost most, with their bits in the plan."""
     first = " ".join([*deployed(joint), *how_to_take(taken)])
-    lines = (*filter(None, [first]), *why_mixed(joint), *worst_of(plan, sensitivity))
+    worst = worst_of(plan, sensitivity, dict(taken.bits) if taken and taken.json else None)
+    lines = (*filter(None, [first]), *why_mixed(joint), *worst)
     return [visible(line) for line in lines]
 
 
 _NAMED = 8
 
 
-def worst_of(plan: Plan | None, sensitivity: pd.DataFrame) -> list[str]:
-    """The modules that cost most, what the plan gives them, and how sure their order is."""
+def worst_of(
+    plan: Plan | None, sensitivity: pd.DataFrame, instead: Mapping[str, str] | None = None
+) -> list[str]:
+    """The modules that cost most, what the plan gives them, and how sure their order is.
+
+    Args:
+        plan: Within the budget.
+        sensitivity: ``sensitivity.csv`` of the model.
+        instead: Modules and their bits in the plan to deploy, where that is another one.
+    """
     worst = worst_modules(sensitivity)
     if worst is None:
         return []
@@ -48,7 +57,8 @@ def worst_of(plan: Plan | None, sensitivity: pd.DataFrame) -> list[str]:
     _, first, _ = worst_modules(sensitivity, 1) or worst
     alone = len(names) > 1 and first >= _MOST_OF_IT
     counted_as = "module causes" if len(names) == 1 else "modules cause"
-    told = [shortened(name) + _bits_in(given.get(name)) for name in names]
+    told = [shortened(name) + _bits_in(given.get(name), instead) for name in names]
+    where = "in the plan to deploy" if instead else "within the budget"
     text = (
         f"{shortened(names[0])} alone causes {first:.0f} % and the first {len(names)} modules"
         if alone
@@ -56,16 +66,17 @@ def worst_of(plan: Plan | None, sensitivity: pd.DataFrame) -> list[str]:
     )
     return [
         f"{text} {share:.0f} % of the {how} divergence at {form.words}"
-        f"{', in parentheses their bits within the budget' if given else ''}: {', '.join(told)}."
+        f"{f', in parentheses their bits {where}' if given else ''}: {', '.join(told)}."
         f"{_certain(sensitivity, names, form)}",
-        *_besides(plan, names),
+        *(_besides(plan, names) if not instead else ()),
     ]
 
 
-def _bits_in(module: ModulePlan | None) -> str:
+def _bits_in(module: ModulePlan | None, instead: Mapping[str, str] | None) -> str:
     if module is None:
         return ""
-    return f" ({format_of(module.format).label}{', pinned' if module.pinned else ''})"
+    label = (instead or {}).get(module.name, format_of(module.format).label)
+    return f" ({label}{', pinned' if module.pinned else ''})"
 
 
 def _certain(sensitivity: pd.DataFrame, names: Sequence[str], form: NumberFormat) -> str:

@@ -156,6 +156,8 @@ class Deployed:
     """What writes the file; ``RUN`` is the run's folder."""
     json: str
     """The bytes of that file; empty where it is the plan file of the run itself."""
+    bits: tuple[tuple[str, str], ...]
+    """Its modules, and the label of the format of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
