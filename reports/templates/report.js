@@ -122,7 +122,7 @@
         var head = document.createElement("tr"), cell = document.createElement("th");
         head.className = "group";
         head.hidden = !visible.length;
-        cell.colSpan = heads.length - columns.length;
+        cell.colSpan = heads.filter(function (head, at) { return columns.indexOf(at) < 0 && head.offsetWidth; }).length || 1;
         cell.scope = "rowgroup";
         cell.textContent = key.slice(1) + ": " + visible.length + (visible.length === 1 ? " module" : " modules") + ", share of the divergence";
         head.appendChild(cell);
@@ -244,8 +244,9 @@
       var cell = cellOf(event), next = null, row = cell && cell.parentNode, column = cell && cell.cellIndex;
       if (!cell) { return; }
       if (event.key === "Enter" && event.target === cell) { location.hash = "m" + number + "-" + indexOf(row); return; }
-      if (event.key === "ArrowRight") { next = cell.nextElementSibling; }
-      if (event.key === "ArrowLeft") { next = cell.previousElementSibling; }
+      // a narrow page does not show all columns
+      if (event.key === "ArrowRight") { do { next = (next || cell).nextElementSibling; } while (next && !next.offsetWidth); }
+      if (event.key === "ArrowLeft") { do { next = (next || cell).previousElementSibling; } while (next && !next.offsetWidth); }
       if (event.key === "ArrowDown" || event.key === "ArrowUp") {
         do { row = event.key === "ArrowDown" ? row.nextElementSibling : row.previousElementSibling; } while (row && (row.hidden || row.className === "group"));
         next = row && row.cells[column];

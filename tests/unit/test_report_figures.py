@@ -81,6 +81,25 @@ def test_text_colours_of_the_page_can_be_read(theme: str) -> None:
                 assert contrast(full[ink], full[back]) >= 4.5, (ink, back)
 
 
+def test_the_hues_of_models_can_be_read_where_the_page_is_dark() -> None:
+    from vitsense.report.html import template_root
+
+    style = (template_root() / "style.css").read_text()
+    dark = re.findall(r"{(--back[^}]*)}", style)[1]
+    hues = re.findall(r"--c\d:(#\w{6})", dark)
+    assert len(hues) == len(COLOURS)
+    assert min(contrast(hue, "#14171c") for hue in hues) >= 4.5
+    bright = [luminance(hue) for hue in hues]
+    assert all(one > luminance(other) for one, other in zip(bright, COLOURS, strict=True))
+
+
+def test_the_pages_pictures_take_the_hues_of_its_theme(drawn: dict[str, Picture]) -> None:
+    made = "".join(inline(picture.svg, "p", "") for picture in drawn.values())
+    assert not [hue for hue in COLOURS if hue.lower() in made]
+    assert "stroke:var(--c0)" in made
+    assert "fill-opacity:var(--band)" in made
+
+
 def test_each_model_has_a_front_and_all_share_the_profiles(drawn: dict[str, Picture]) -> None:
     assert list(drawn) == ["sensitivity", "statistics", "front-0", "front-1"]
 

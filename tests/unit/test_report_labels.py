@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from vitsense.report.labels import label_ends, place_labels
+from vitsense.report.labels import label_ends, place_labels, together_at
 
 FALLING = [(0.15 + 0.05 * k, 60 / (1 + k) ** 2) for k in range(8)]
 
@@ -78,3 +78,11 @@ def test_names_of_lines_stay_as_near_as_others_let_them() -> None:
     assert away[:3] == pytest.approx([-10.0, 0.0, 10.0])  # around their ends, not above them
     assert away[3] == 0
     assert all(text.arrow_patch for text in axes.texts)  # those that moved are led back
+
+
+def test_marks_at_one_place_have_one_label() -> None:
+    axes = Figure(figsize=(7.0, 3.1), layout="constrained").subplots()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    labels = [("4 bits", 0.5, 0.5), ("3 bits", 0.4, 0.5), ("mixed", 0.501, 0.5)]
+    assert together_at(axes, labels) == [("4 bits, mixed", 0.5, 0.5), ("3 bits", 0.4, 0.5)]

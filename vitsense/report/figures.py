@@ -20,7 +20,7 @@ from vitsense.report.drawing import (
 )
 from vitsense.report.formatters import number as decimal
 from vitsense.report.formatters import short, span, visible
-from vitsense.report.labels import place_labels
+from vitsense.report.labels import place_labels, together_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -232,6 +232,10 @@ def _mark_label(name: str) -> str:
     return f"{label} bits" if label[-1].isdecimal() and label[0] in "~0123456789" else label
 
 
+def _named_marks(model: ModelReport) -> list[tuple[str, float, float]]:
+    return [(_mark_label(name), x, value) for name, x, value, *_ in model.marks]
+
+
 def _front(model: ModelReport, number: int) -> Picture:
     colour = COLOURS[number % len(COLOURS)]
 
@@ -248,15 +252,18 @@ def _front(model: ModelReport, number: int) -> Picture:
         )
         ax.plot(size, [p.drop for p in model.front], color=colour, linewidth=1.6)
         for name, x, value, low, high in model.marks:
-            chosen = name == "recommended"
             mixed = not name.startswith("uniform")
+            chosen = name == "recommended"
             ax.errorbar(
                 x,
                 value,
                 yerr=[[value - low], [high - value]],
                 color=colour if mixed else INK,
                 marker="o" if mixed else "D",
-                markersize=7 if chosen else 4.5,
+                # a ring, through which a mark at the same place is seen
+                markersize=9 if chosen else 4.5,
+                markerfacecolor="none" if chosen else None,
+                markeredgewidth=1.5 if chosen else None,
                 linewidth=1,
             )
         ax.set_yscale("symlog", linthresh=1.0)
@@ -272,8 +279,7 @@ def _front(model: ModelReport, number: int) -> Picture:
         ax.set_ylabel(f"{model.loss} (points)")
         whiskers = [[(x, low), (x, high)] for _, x, _, low, high in model.marks]
         curve = [(p.size_mb, p.drop) for p in model.front]
-        named = [(_mark_label(name), x, value) for name, x, value, *_ in model.marks]
-        place_labels(ax, named, [curve, *whiskers])
+        place_labels(ax, together_at(ax, _named_marks(model)), [curve, *whiskers])
 
     best = next((m for m in model.marks if m[0] == "recommended"), None)
     state = (
@@ -289,6 +295,7 @@ def _front(model: ModelReport, number: int) -> Picture:
         f"Predicted loss against model size for {model.key}, from {model.front[0].size_mb:.2f} to "
         f"{model.front[-1].size_mb:.2f} MB: {state}.",
         "The line is the predicted loss of the best mixed plan of each size, the band its "
-        "uncertainty. Round marks are mixed plans measured as a whole, diamonds the same width "
-        "everywhere; bars are 95 % intervals. Linear below 1 point, logarithmic above.",
+        "uncertainty. Round marks are mixed plans measured as a whole (a ring is the one within "
+        "the budget), diamonds the same width everywhere; bars are 95 % intervals. "
+        "Linear below 1 point, logarithmic above.",
     )

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from vitsense.report.drawing import INK
+from vitsense.report.drawing import COLOURS, INK
 
 _TAG = re.compile(r"<[^>]*>")
 _TEXT = re.compile(r'<text[^>]* style="[^>]*>')
@@ -140,6 +140,9 @@ def _small_tag(tag: str, ids: dict[str, str]) -> str:
 
 
 def _small_style(style: str, tag: str) -> str:
+    for number, colour in enumerate(COLOURS):  # the page has lighter ones where it is dark
+        style = style.replace(colour.lower(), f"var(--c{number})")
+    style = re.sub(r"fill-opacity: 0\.1(?![\d])", "fill-opacity:var(--band)", style)
     parts = [re.sub(r": ", ":", part.strip(), count=1) for part in style.split(";")]
     if tag.startswith("<text"):
         known = ("font-family", "fill:currentColor")

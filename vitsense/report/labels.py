@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LETTER, _LINE = 0.62, 1.25  # width and height of a letter, of its size
-_GAP = 5.0  # points between a mark and its name
+_GAP = 6.0  # points between a mark and its name
+_SAME = 4.0  # points between two marks that are one to the eye
 _STEP = 2.0  # points between two looks along a line
 _NEAR = 6.0  # points that the name of a line may stand above or below its end
 _STRAY = 60.0  # cost of a name that is nearer to another mark, in covered spots
@@ -60,6 +62,28 @@ def place_labels(
             va="bottom",
             fontsize=size,
         )
+
+
+def together_at(
+    axes: Axes, labels: Sequence[tuple[str, float, float]]
+) -> list[tuple[str, float, float]]:
+    """The labels, with one for all marks at the same place: nobody could tell whose is whose.
+
+    Args:
+        axes: With their final limits and scales.
+        labels: Text and place of each point, in the axes' values.
+    """
+    _settle(axes)
+    found: list[tuple[str, float, float]] = []
+    for text, x, y in labels:
+        mark = _points(axes, x, y)
+        for k, (other, there, up) in enumerate(found):
+            if math.dist(mark, _points(axes, there, up)) < _SAME:
+                found[k] = (f"{other}, {text}", there, up)
+                break
+        else:
+            found.append((text, x, y))
+    return found
 
 
 def _settle(axes: Axes) -> None:
