@@ -65,8 +65,9 @@ def test_the_smallest_plan_that_holds_is_to_be_deployed_and_no_random_one() -> N
         "gains 0.2 points (\u22120.4 to 0.8)."
     ]
     card = cards_of({}, joint, NOTHING)[-1]
-    assert card.label == "To deploy: mixed, 5.0 bits, 0.50 MB: lost"
+    assert card.label == "To deploy: mixed, 5.0 bits, 0.50 MB: gained"
     assert card.word == "holds"
+    assert (card.value, card.detail[:11]) == ("0.2 points", "\u22120.4 to 0.8")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,14 @@ def test_where_none_is_known_to_hold_it_is_said_how_many_images_would_tell() -> 
         "gains 0.5 points (\u22121.4 to 2.4). About 1,500 images instead of 200 would tell, four "
         "times in five, if it loses no more than it did here."
     )
+
+
+def test_more_images_than_there_are_are_not_asked_for_without_saying_so() -> None:
+    joint = joint_of(recommended=BREAKS, uniform_8=(8.0, -0.5, -2.4, 1.4))
+    joint = ordered(joint, "uniform-8", "recommended")
+    (few,), (enough,) = deployed(joint, 1000), deployed(joint, 2000)
+    assert "About 1,500 images (more than the 1,000 there are) instead of 200 would tell" in few
+    assert "About 1,500 images instead of 200 would tell" in enough
 
 
 def test_where_every_plan_breaks_nobody_is_told_to_take_more_images() -> None:

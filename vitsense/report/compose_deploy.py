@@ -66,8 +66,13 @@ def headline_of(joint: pd.DataFrame) -> str:
     return visible(f"{line}.")
 
 
-def deployed(joint: pd.DataFrame) -> list[str]:
-    """What to deploy; where no plan is known to hold, what to do. Nothing without a plan."""
+def deployed(joint: pd.DataFrame, there: int | None = None) -> list[str]:
+    """What to deploy; where no plan is known to hold, what to do. Nothing without a plan.
+
+    Args:
+        joint: ``joint.csv`` of the model.
+        there: Images that the data set has, if it is known.
+    """
     plans = _by_name(joint)
     if "recommended" not in plans:
         return []
@@ -86,7 +91,7 @@ def deployed(joint: pd.DataFrame) -> list[str]:
     near = next((row for row in rows if images_to_tell(row) is not None), rows[0])
     return [
         f"To deploy: no measured plan is known to hold. The nearest: {_sized(near, plans)}."
-        f"{_lost(near)} {_more_images(near)}"
+        f"{_lost(near)} {_more_images(near, there)}"
     ]
 
 
@@ -106,13 +111,14 @@ def _instead(joint: pd.DataFrame, best: Mapping[str, Any]) -> str:
     )
 
 
-def _more_images(row: Mapping[str, Any]) -> str:
+def _more_images(row: Mapping[str, Any], there: int | None) -> str:
     images = images_to_tell(row)
     if images is None:
         return "More images would tell."
+    beyond = f" (more than the {there:,} there are)" if there is not None and images > there else ""
     return (
-        f"About {images:,} images instead of {int(row['n']):,} would tell, four times in five, if "
-        "it loses no more than it did here."
+        f"About {images:,} images{beyond} instead of {int(row['n']):,} would tell, four times in "
+        "five, if it loses no more than it did here."
     )
 
 

@@ -89,7 +89,9 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         facts=_facts(entry, sensitivity),
         headline=headline_of(joint),
         verdict=(
-            *sentences_of(sensitivity, joint, plan, taken),
+            *sentences_of(
+                sensitivity, joint, plan, taken, source.record["data"].get("images_total")
+            ),
             *measured_worst(sensitivity, mine["causes"]),
             *_plan_note(plan, joint),
             *training_lines(source, key),

@@ -10,7 +10,16 @@ from vitsense.decimals import listed
 from vitsense.formats import NumberFormat, format_of
 from vitsense.report.compose_deploy import deployed, how_to_take, why_mixed
 from vitsense.report.document import Card, Deployed, Status
-from vitsense.report.formatters import known, loss_of, number, short, shortened, span, visible
+from vitsense.report.formatters import (
+    MINUS,
+    known,
+    loss_of,
+    number,
+    short,
+    shortened,
+    span,
+    visible,
+)
 from vitsense.schemas import RATED
 from vitsense.verdict import Judgement, judged, smallest_holding, worst_modules
 
@@ -27,9 +36,10 @@ def sentences_of(
     joint: pd.DataFrame,
     plan: Plan | None = None,
     taken: Deployed | None = None,
+    there: int | None = None,
 ) -> list[str]:
     """What to deploy and why, and which modules cost most, with their bits in the plan."""
-    first = " ".join([*deployed(joint), *how_to_take(taken)])
+    first = " ".join([*deployed(joint, there), *how_to_take(taken)])
     worst = worst_of(plan, sensitivity, dict(taken.bits) if taken and taken.json else None)
     lines = (*filter(None, [first]), *why_mixed(joint), *worst)
     return [visible(line) for line in lines]
@@ -209,7 +219,9 @@ _STATUS = {
 def _loss_card(label: str, row: Mapping[str, Any], known_of: Judgement) -> Card:
     value, low, high = loss_of(row)
     if known(row["drop"]):
-        label = f"{label}: lost"
+        gained = number(value).startswith(MINUS)
+        label = f"{label}: {'gained' if gained else 'lost'}"
+        value, low, high = (-value, -high, -low) if gained else (value, low, high)
         shown, between = f"{number(value)} points", span(low, high)
     else:
         shown, between = f"{100 - value:.1f} % agree", f"{span(100 - high, 100 - low)} %"

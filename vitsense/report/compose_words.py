@@ -78,6 +78,11 @@ _WORDS = (
         "divergence, until the budget is used up",
     ),
     (
+        "budget",
+        "what a plan may take (--budget); by default avg-bits=4, at most 4 bits on average over a "
+        "model's weights: activations and bit operations are not counted",
+    ),
+    (
         "pinned",
         "kept at given bits whatever it costs: the first and the last weights at 8 bits, as is "
         "usual; vitsense plan --no-pin leaves them free, --pin NAME=BITS pins others",
