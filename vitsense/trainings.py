@@ -183,6 +183,12 @@ class AblationFolder:
         """Whether a variant was finished here."""
         return (self.path / ABLATION_TABLE).is_file()
 
+    @property
+    def begun(self) -> set[str]:
+        """Folders of variants with a training that was begun, without their seeds."""
+        found = (path.parent.name for path in self.path.glob("*/qat.json"))
+        return {name.rpartition("-seed")[0] for name in found}
+
     def read_record(self) -> dict[str, Any]:
         """``qat.json`` of one of its trainings: model, plan and images are those of all.
 

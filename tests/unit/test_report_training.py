@@ -55,8 +55,21 @@ def test_a_model_that_was_not_trained_has_no_chapter(run: RunFolder) -> None:
     source = Source(run)
     assert training(source, source.keys[0]) is None
     add_training(run.path, "other weights")
+    assert training(Source(run), source.keys[0]) is None
+
+
+def test_trainings_without_a_result_are_named(run: RunFolder) -> None:
+    add_training(run.path, _digest(run), "wild", status="failed")
     add_training(run.path, _digest(run), "stopped", status="interrupted")
-    assert training(source, source.keys[0]) is None
+    said = (
+        "Training stopped was interrupted; the same command continues it.",
+        "Training wild ended with an error, as a learning rate that is too high gives.",
+    )
+    (only,) = _chapter(run).blocks
+    assert isinstance(only, Caution)
+    assert only.texts == said
+    add_training(run.path, _digest(run))
+    assert [c.texts for c in _kind(_chapter(run), Caution)] == [said]
 
 
 def test_predicted_quantized_and_trained_stand_in_one_figure(run: RunFolder) -> None:

@@ -17,7 +17,7 @@ from training_record import accuracy, add_training
 from vitsense import cli
 from vitsense.report import compose, write_report, write_training
 from vitsense.report.chapters.ablation import ablation, finding
-from vitsense.report.section import Section, Table, Words
+from vitsense.report.section import Caution, Section, Table, Words
 from vitsense.report.source import Source
 from vitsense.runfolder import RunFolder
 
@@ -108,6 +108,12 @@ def test_an_ablation_is_a_chapter_of_its_model(run: RunFolder) -> None:
         "+2.5 (1.5 to 3.5)"
     )
     assert found in compose(run).models[0].chapters
+    add_training(run.path / "more", _digest(run), "lsq+-seed1").path.rename(
+        run.path / "qat" / "parts" / "lsq+-seed1"
+    )
+    again = ablation(Source(run), source.keys[0])
+    assert again is not None
+    assert again.blocks[2] == Caution(texts=("Not finished, and not in the table: lsq+.",))
 
 
 def test_a_cut_table_is_named_with_what_writes_it_again(

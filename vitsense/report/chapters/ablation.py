@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vitsense.decimals import MINUS, counted, listed, number, span
-from vitsense.report.section import Block, Section, Table, Words, without_dashes
+from vitsense.report.section import Block, Caution, Section, Table, Words, without_dashes
 from vitsense.trainings import budget_words
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ def ablation_chapter(
         rows = folder.read_table().to_dict("records")
         said = [f"{folder.name}: {budget_words(record)}", *_accuracies(record)]
         blocks += [Words(text=" ".join(said)), _table(rows, _measure(record))]
+        begun = folder.begun - {_folder(row["variant"]) for row in rows}
+        if begun:
+            names = listed(sorted(begun))
+            blocks.append(Caution(texts=(f"Not finished, and not in the table: {names}.",)))
     if not blocks:
         return None
     return Section(
@@ -50,6 +54,11 @@ def ablation_chapter(
         title="What each part of the recipe is worth",
         blocks=tuple(blocks),
     )
+
+
+def _folder(variant: str) -> str:
+    """What the folders of its trainings are called, without the seed."""
+    return variant.replace(" ", "-")
 
 
 def _measure(record: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vitsense.decimals import listed, number, predicted, span
@@ -38,7 +39,13 @@ TITLE = "Trained at these bits"
 def training(source: Source, model: str) -> Section | None:
     """What training the model's quantized form gave; None where it was not trained."""
     number = source.keys.index(model)
-    return training_chapter(trainings_of(source, model), number, _own_plan(source, model))
+    said = training_chapter(trainings_of(source, model), number, _own_plan(source, model))
+    ended = _ended(source, model)
+    if not ended:
+        return said
+    if said is None:
+        return Section(key=f"training-{number}", title=TITLE, blocks=(ended[0],))
+    return replace(said, blocks=(*said.blocks[:1], *ended, *said.blocks[1:]))
 
 
 def training_chapter(
@@ -71,14 +78,27 @@ def training_chapter(
 
 def trainings_of(source: Source, model: str) -> list[tuple[TrainingFolder, dict[str, Any]]]:
     """Finished trainings of the model's weights, by name."""
+    return [pair for pair in _of_model(source, model) if pair[1]["status"] == "complete"]
+
+
+def _of_model(source: Source, model: str) -> list[tuple[TrainingFolder, dict[str, Any]]]:
     entry = next(entry for entry in source.entries if entry["key"] == model)
-    found = []
-    for folder in source.trainings:
-        record = folder.read_record()
-        same = record["model"]["weights_digest"] == entry["weights_digest"]
-        if same and record["status"] == "complete":
-            found.append((folder, record))
-    return found
+    found = [(folder, folder.read_record()) for folder in source.trainings]
+    return [pair for pair in found if pair[1]["model"]["weights_digest"] == entry["weights_digest"]]
+
+
+_ENDS = {
+    "failed": "ended with an error, as a learning rate that is too high gives",
+    "interrupted": "was interrupted; the same command continues it",
+    "running": "is not finished",
+}
+
+
+def _ended(source: Source, model: str) -> list[Caution]:
+    """Trainings that have no result."""
+    found = [pair for pair in _of_model(source, model) if pair[1]["status"] in _ENDS]
+    texts = [f"Training {one.name} {_ENDS[one.record['status']]}." for one in named(found)]
+    return [Caution(texts=tuple(texts))] if texts else []
 
 
 def training_lines(source: Source, model: str) -> list[str]:
