@@ -10,7 +10,7 @@ import pytest
 from report_fixture import make_run
 
 from vitsense.compare import Comparison, compare_models
-from vitsense.compare.harder import harder
+from vitsense.compare.harder import harder, plan_rows
 
 NAMES = ("vit", "resnet")
 NAMED = "layer3.downsample"
@@ -64,8 +64,9 @@ def test_every_width_is_compared(tables: Tables) -> None:
     other = [near(0.01), near(0.2), near(0.5), near(0.05)]
     said = head({"vit": ALIKE, "resnet": other}, tables)
     assert said == (
-        "vit is harder to quantize than resnet at 3 bits; resnet is harder to quantize than vit at "
-        "4 bits; at 8 bits and with their best plans within the budget it cannot be told"
+        "Neither is harder throughout: vit is harder to quantize than resnet at 3 bits; "
+        "resnet is harder to quantize than vit at 4 bits; "
+        "at 8 bits and with their best plans within the budget it cannot be told"
     )
 
 
@@ -79,7 +80,12 @@ def test_one_of_many_looks_is_not_enough(tables: Tables) -> None:
     other = [near(0.01), near(0.1), near(1.0), near(0.05 * 1.16)]
     joint = joint_of({"vit": ALIKE, "resnet": other}, dict.fromkeys(NAMES, NOTHING))
     (found,) = harder(*NAMES, tables[0], joint, tables[2])
-    assert "times the divergence for resnet" in found.sentence
+    rows = plan_rows(*NAMES, joint)
+    assert [row[:2] for row in rows] == [
+        *((f"{width} bits", "cannot be told") for width in WIDTHS),
+        ("best plans within the budget (4.0 bits)", "cannot be told"),
+    ]
+    assert rows[-1][2:4] == ("1.2 (1.0 to 1.3)", "0.058 against 0.050")
     assert "cannot be told with any plan" in found.headline
 
 
@@ -151,3 +157,12 @@ def test_the_module_at_the_middle_belongs_to_no_half_and_is_named(tables: Tables
 def test_nothing_is_said_of_a_plan_that_was_not_measured(tables: Tables) -> None:
     comparison, joint, additivity = tables
     assert harder(*NAMES, comparison, joint[joint["model"] == "vit"], additivity) == []
+
+
+def test_budgets_count_weights_and_a_reason_that_is_missing_is_said(tables: Tables) -> None:
+    other = [near(0.01), near(0.1), near(1.0), near(0.1)]
+    joint = joint_of({"vit": ALIKE, "resnet": other}, dict.fromkeys(NAMES, NOTHING))
+    joint["bitops_g"] = [2.0 if plan == "uniform-8" else 0.5 for plan in joint["plan"]]
+    (found,) = harder(*NAMES, tables[0], joint, tables[2].iloc[:0])
+    assert "the plans within the budget take 0.25 in vit and 0.25 in resnet." in found.sentence
+    assert "harder with their best plans within the budget: no reason was found" in found.sentence

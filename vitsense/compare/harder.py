@@ -61,17 +61,10 @@ def harder(
         joint: ``joint.csv``: whole plans.
         additivity: ``additivity.csv``: sums over modules against whole plans.
     """
-    looks = _looks((first, second), joint)
+    looks, names = _judged((first, second), joint)
     if not looks:
         return []
-    levels = adjusted([look.times.p for look in looks])
-    names = [
-        _harder_one((first, second), look) if level <= FALSE_SHARE else ""
-        for look, level in zip(looks, levels, strict=True)
-    ]
-    said = " ".join(
-        _look_words((first, second), look, name) for look, name in zip(looks, names, strict=True)
-    )
+    said = _budgets((first, second), looks, joint)
     reason = _reason((first, second), looks, names, additivity)
     where = f"{_where(first, comparison)}{_where(second, comparison)}"
     shown = next((k for k in looks if k.plan == _uniform(comparison.format)), looks[0]).times
@@ -79,13 +72,73 @@ def harder(
         Finding(
             key=f"{first}-{second}{HARDER}",
             headline=_headline((first, second), looks, names),
-            sentence=f"{said}{reason}{where}",
+            sentence=f"{said}{reason}{where}".strip(),
             value=shown.value,
             low=shown.low,
             high=shown.high,
             told=any(names),
         )
     ]
+
+
+HEAD = ("Plan", "Harder", "Divergence, times", "Divergences (nats)", "Lost (points)")
+"""Head of the rows of `plan_rows`; the ratio and both numbers are of the second model first."""
+
+
+def plan_rows(first: str, second: str, joint: pd.DataFrame) -> list[tuple[str, ...]]:
+    """One row for every plan that two models were measured with, as the columns of `HEAD`.
+
+    Args:
+        first: Key of a model.
+        second: Key of another model of the run.
+        joint: ``joint.csv``: whole plans.
+    """
+    looks, names = _judged((first, second), joint)
+    return [_cells(look, name) for look, name in zip(looks, names, strict=True)]
+
+
+def _judged(models: tuple[str, str], joint: pd.DataFrame) -> tuple[list[_Look], list[str]]:
+    """Every look, and the model that is harder in it; empty where that cannot be told."""
+    looks = _looks(models, joint)
+    levels = adjusted([look.times.p for look in looks])
+    names = [
+        _harder_one(models, look) if level <= FALSE_SHARE else ""
+        for look, level in zip(looks, levels, strict=True)
+    ]
+    return looks, names
+
+
+def _cells(look: _Look, name: str) -> tuple[str, ...]:
+    kls = [short(_interval(row, "kl").value) for row in look.rows[::-1]]
+    losses = [f"{number(x.value)} ({span(x.low, x.high)})" for x in _losses(look)[1][::-1]]
+    words = look.words.removeprefix("their ")
+    if look.plan == "recommended":
+        bits = dict.fromkeys(number(row["avg_bits"]) for row in look.rows[::-1])
+        words = f"{words} ({' against '.join(bits)} bits)"
+    return (
+        words,
+        name or "cannot be told",
+        short_span(look.times.value, look.times.low, look.times.high),
+        " against ".join(kls),
+        " against ".join(losses),
+    )
+
+
+def _budgets(models: tuple[str, str], looks: Sequence[_Look], joint: pd.DataFrame) -> str:
+    """That budgets count weights only, and what the plans take of the bit operations of 8 bits."""
+    planned = next((look for look in looks if look.plan == "recommended"), None)
+    if planned is None or "bitops_g" not in joint:
+        return ""
+    shares = []
+    for model, row in zip(models, planned.rows, strict=True):
+        wide = joint[(joint["model"] == model) & (joint["plan"] == "uniform-8")]["bitops_g"]
+        if wide.empty or not float(wide.iloc[0]) > 0:
+            return ""
+        shares.append(f"{float(row['bitops_g']) / float(wide.iloc[0]):.2f} in {model}")
+    return (
+        "Budgets count weights only: of the bit operations of 8 bits everywhere, the plans within "
+        f"the budget take {' and '.join(shares)}."
+    )
 
 
 def _uniform(form: NumberFormat) -> str:
@@ -154,7 +207,8 @@ def _headline(models: tuple[str, str], looks: Sequence[_Look], names: Sequence[s
         )
     if unknown:
         parts.append(f"{_at(unknown)} it cannot be told")
-    return "; ".join(parts)
+    both = len({name for name in names if name}) > 1
+    return ("Neither is harder throughout: " if both else "") + "; ".join(parts)
 
 
 def _at(looks: Sequence[_Look]) -> str:
@@ -170,29 +224,6 @@ def _at(looks: Sequence[_Look]) -> str:
     return " and ".join(parts)
 
 
-def _look_words(models: tuple[str, str], look: _Look, name: str) -> str:
-    """One plan: the ratio of the divergences, and what both models lose."""
-    swapped = look.times.value < 1 if not name else name == models[0]
-    pair, rows = (models[::-1], look.rows[::-1]) if swapped else (models, look.rows)
-    kls = [_interval(row, "kl") for row in rows]
-    times = ratio(kls[0], kls[1])
-    what, losses = _losses(look)
-    losses = losses[::-1] if swapped else losses
-    sizes = ""
-    where = f"At {look.words}"
-    if look.plan == "recommended":
-        where = f"With {look.words}"
-        bits = dict.fromkeys(number(row["avg_bits"]) for row in rows[::-1])
-        sizes = f" ({' against '.join(bits)} bits on average)"
-    verdict = f"{pair[1]} is harder" if name else "it cannot be told"
-    lost = " against ".join(f"{number(x.value)} ({span(x.low, x.high)})" for x in losses[::-1])
-    return (
-        f"{where}{sizes} {verdict}: {short_span(times.value, times.low, times.high)} times the "
-        f"divergence{'' if name else f' for {pair[1]}'} ({short(kls[1].value)} against "
-        f"{short(kls[0].value)} nats), {what} {lost} points."
-    )
-
-
 def _reason(
     models: tuple[str, str],
     looks: Sequence[_Look],
@@ -202,27 +233,37 @@ def _reason(
     """Whether single modules or the way their errors add up makes one model harder.
 
     The divergence of the whole is the sum over modules times a factor, so the logarithm of the
-    ratio of two models splits in two; said for the widest format where one is harder by `_FROM`.
+    ratio of two models splits in two; said for the widest format where one is harder by `_FROM`,
+    for each of the models that is harder somewhere.
     """
-    told = [
-        (look, name)
-        for look, name in zip(looks, names, strict=True)
-        if name
-        and look.plan != "recommended"
-        and abs(math.log(look.times.value)) >= math.log(_FROM)
-    ]
-    for look, name in told:
-        pair = (name, models[name == models[0]])
+    return "".join(
+        _reason_of(model, models, looks, names, additivity) for model in models if model in names
+    )
+
+
+def _reason_of(
+    model: str,
+    models: tuple[str, str],
+    looks: Sequence[_Look],
+    names: Sequence[str],
+    additivity: pd.DataFrame,
+) -> str:
+    """Why one of two models is harder where it is."""
+    told = [look for look, name in zip(looks, names, strict=True) if name == model]
+    for look in told:
+        if abs(math.log(look.times.value)) < math.log(_FROM):
+            continue
+        pair = (model, models[model == models[0]])
         rows = [
-            additivity[(additivity["model"] == model) & (additivity["plan"] == look.plan)]
-            for model in pair
+            additivity[(additivity["model"] == key) & (additivity["plan"] == look.plan)]
+            for key in pair
         ]
         if any(part.empty for part in rows):
             continue
         (a, b) = (part.iloc[0] for part in rows)
         if min(a["sum_kl"], b["sum_kl"], a["ratio"], b["ratio"]) > 0:
-            return f" {_reason_words(pair, look.words, a, b)}"
-    return ""
+            return f" {_reason_words(pair, _at([look]), a, b)}"
+    return f" Why {model} is harder {_at(told)}: no reason was found."
 
 
 def _reason_words(
@@ -246,7 +287,7 @@ def _reason_words(
     )
     unsure = f"{surely}, not certain" if surely and part > 1 - _MOSTLY else ""
     return (
-        f"Why, at {words}: {why}. Alone, the modules of {pair[0]} add up to {short(a['sum_kl'])} "
+        f"Why, {words}: {why}. Alone, the modules of {pair[0]} add up to {short(a['sum_kl'])} "
         f"nats, those of {pair[1]} to {short(b['sum_kl'])}; quantized together they diverge "
         f"{whole} that sum{unsure}."
     )

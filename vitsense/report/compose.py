@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitsense.compare import compare_models, findings
 from vitsense.compare.groups import ADDITIVITY, group_label
-from vitsense.compare.harder import HARDER
+from vitsense.compare.harder import HARDER, HEAD, plan_rows
 from vitsense.decimals import listed
 from vitsense.formats import Family, format_of
 from vitsense.report.chapters import run_chapters
@@ -18,6 +18,7 @@ from vitsense.report.compose_model import compose_model
 from vitsense.report.compose_words import glossary
 from vitsense.report.document import Document, Profile
 from vitsense.report.formatters import count, known, percent, short
+from vitsense.report.section import Section, Table
 from vitsense.report.source import Source
 
 if TYPE_CHECKING:
@@ -69,7 +70,23 @@ def compose(run: RunFolder, trainings: Sequence[Path] = ()) -> Document:
         files=_FILES,
         words=glossary(entries),
         chapters=run_chapters(source),
+        compared=tuple(_compared(list(families), tables["joint"])) if comparison else (),
     )
+
+
+def _compared(names: Sequence[str], joint: pd.DataFrame) -> Iterator[Section]:
+    """Which of two models is harder with every plan."""
+    for place, other in enumerate(names[1:]):
+        rows = plan_rows(names[0], other, joint)
+        if rows:
+            title = f"{other} against {names[0]}, plan by plan"
+            reading = (
+                f"Numbers are of {other} against {names[0]}: above 1, {other} diverges more. "
+                "Harder is decided by this ratio's interval, widened for the number of plans, "
+                "unless the losses say the contrary."
+            )
+            table = Table(title=title, head=HEAD, rows=tuple(rows), reading=reading)
+            yield Section(key=f"harder-{place}", title=title, blocks=(table,))
 
 
 def _findings(

@@ -257,6 +257,8 @@ class Document:
     """The report's terms and what they mean."""
     told: int = 0
     """Findings that tell something: so many from the first."""
+    compared: tuple[Section, ...] = ()
+    """Which model is harder, plan by plan: a table for each pair."""
     chapters: tuple[Section, ...] = ()
     """What `vitsense.report.chapters` has to say about the run."""
 
