@@ -73,6 +73,7 @@
     table.parentNode.after(control);
   });
 
+  var restores = [];
   document.querySelectorAll(".model-section").forEach(function (section) {
     var number = section.dataset.model, model = data.models[Number(number)];
     var table = section.querySelector(".heat");
@@ -254,26 +255,22 @@
       if (next) { event.preventDefault(); go(next); }
     });
 
-    // what if: the bits of a precomputed point of the front
+    // what if: the bits of a precomputed point of the front, or of the plan in force among them
+    var taken = section.querySelector(".plan");
     var box = section.querySelector(".whatif");
     var pick = function () {};
-    if (box) { pick = whatIf(); }
+    if (box) { pick = whatIf(); } else if (taken) { taken.querySelector("span").hidden = true; }
     function whatIf() {
-      var front = model.front.map(named), writer = model.writer;
-      var slider = box.querySelector("input"), out = box.querySelector("output");
-      var link = section.querySelector(".plan");
-      var chosen = rows.map(bitsOf);
-      var nearest = 0, mean = Number(box.dataset.avg), picked = null;
-      front.forEach(function (p, i) { if (Math.abs(p.avg - mean) < Math.abs(front[nearest].avg - mean)) { nearest = i; } });
+      var front = model.front.map(named), writer = model.writer, said = box.dataset, mine = Number(said.at);
+      var lines = byId("front-" + number).querySelectorAll("tbody tr");
+      var slider = box.querySelector("input"), out = box.querySelector("output"), take = box.querySelector(".save");
+      var by = box.querySelector(".by"), jumps = Array.from(box.querySelectorAll(".go, .reset"));
+      var chosen = rows.map(bitsOf), picked = null, file = taken.dataset.name;
       box.hidden = false;
+      taken.hidden = Boolean(window.DecompressionStream);
       function named(values) {
         var point = {};
         data.names.forEach(function (key, k) { point[key] = values[k]; });
-        function value(names, text, key) { return Number(text.split(" ")[names.indexOf(key)]); }
-        ["avg_bits", "size_mb", "bitops_g", "drop", "low", "high"].forEach(function (key, k) {
-          var said = model.writer && (k < 3 ? value(model.writer.cost, point.text[1], key) : value(model.writer.predicted, point.text[2], key));
-          point[["avg", "mb", "gb", "drop", "low", "high"][k]] = model.writer ? said : point.numbers[k];
-        });
         return point;
       }
       // undefined for what the plan leaves in float
@@ -290,27 +287,33 @@
           columns.forEach(function (column) { row.cells[column].classList.toggle("pick", heads[column].dataset.b === widths[i]); });
         });
       }
-      function reset() {
-        picked = null;
-        slider.value = nearest;
-        slider.setAttribute("aria-valuetext", "the best plan within the budget");
-        show(chosen);
-        out.textContent = "The best plan within the budget is shown" + box.dataset.now + ".";
-        keep("plan" + number, "");
+      // the table of the front has the same plans in the same order
+      function about(at) {
+        var cells = Array.from(lines[at].cells).map(function (cell) { return cell.textContent; });
+        return cells[1] + " bits, " + cells[2] + " MB, " + cells[3] + " \u00d7 10\u2079 bit operations, predicted " + said.loss + " " + cells[4] + " points; " +
+          (cells[5] === "\u2013" ? "not measured as a whole" : "measured as a whole" + (picked ? " (" + cells[6] + ")" : "") + ": " + cells[5] + " points");
       }
       function choose(at) {
-        picked = front[at];
+        picked = at === mine ? null : front[at - (at > mine)];
         slider.value = at;
-        show(rows.map(function (row, i) { return label(picked, i); }));
-        var text = picked.avg.toFixed(2) + " bits, " + picked.mb.toFixed(2) + " MB, " + picked.gb.toFixed(2) + " \u00d7 10\u2079 bit operations, predicted " +
-          box.dataset.loss + (picked.high < 0.05 ? " < 0.05 points" : " " + picked.drop.toFixed(1) + " points (" + picked.low.toFixed(1) + " to " + picked.high.toFixed(1) + ")");
-        if (picked.measured) { text += "; measured as a whole: " + picked.measured; }
+        show(picked ? rows.map(function (row, i) { return label(picked, i); }) : chosen);
+        var text = (picked ? "Point " + picked.point : "The " + said.called) + ": " + about(at);
         slider.setAttribute("aria-valuetext", text);
-        out.textContent = text + ". The same plan by command: " + box.dataset.command + picked.point;
+        out.textContent = text + ".";
+        jumps.forEach(function (jump) { jump.setAttribute("aria-pressed", Number(jump.dataset.at) === at); });
+        file = picked ? taken.dataset.name.replace(/\.json$/, "-point-" + picked.point + ".json") : taken.dataset.name;
+        take.hidden = picked && !writer;
+        take.textContent = "Download " + file;
+        by.children[0].textContent = picked ? "The same file by command:" : "The same file in the run:";
+        by.children[1].textContent = picked ? said.command + " " + picked.point + " --out " + quoted(file) : said.file;
+      }
+      function quoted(word) { return /^[\w.-]+$/.test(word) ? word : "'" + word.replace(/'/g, "'\"'\"'") + "'"; }
+      function move(at) {
+        choose(at);
+        keep("plan" + number, picked ? String(front.indexOf(picked)) : "");
       }
       function object(names, values) {
-        var texts = values.split(" ");
-        return "{\n" + names.map(function (key, k) { return '  "' + key + '": ' + texts[k]; }).join(",\n") + "\n }";
+        return "{\n" + names.map(function (key, k) { return '  "' + key + '": ' + values[k]; }).join(",\n") + "\n }";
       }
       // the very bytes that vitsense plan --point writes
       function reason(i) {
@@ -332,15 +335,15 @@
           });
         });
         var text = JSON.stringify(modules, null, 1).replace(/\n/g, "\n ");
-        return writer.parts[0] + text + writer.parts[1] + picked.text[0] + writer.parts[2] + object(writer.cost, picked.text[1]) + writer.parts[3] + object(writer.predicted, picked.text[2]) + writer.parts[4];
+        var values = picked.text.split(" "), parts = writer.parts;
+        return parts[0] + text + parts[1] + model.ahead + values[0] + parts[2] + object(writer.cost, values.slice(1)) + parts[3] + object(writer.predicted, values.slice(1 + writer.cost.length)) + parts[4];
       }
-      slider.addEventListener("input", function () { choose(Number(slider.value)); keep("plan" + number, slider.value); });
-      box.querySelector(".reset").addEventListener("click", reset);
-      box.querySelector(".save").hidden = !writer;
-      box.querySelector(".save").addEventListener("click", function () {
-        if (picked) { save(plan(), link.dataset.name, "application/json"); } else { link.click(); }
+      slider.addEventListener("input", function () { move(Number(slider.value)); });
+      jumps.forEach(function (jump) { jump.addEventListener("click", function () { move(Number(jump.dataset.at)); }); });
+      take.addEventListener("click", function () {
+        if (picked) { save(plan(), file, "application/json"); } else { taken.click(); }
       });
-      return function (at) { if (front[at]) { choose(at); } else { reset(); } };
+      return function (point) { choose(front[point] ? point + (point >= mine) : mine); };
     }
 
     // what the address says
@@ -356,6 +359,7 @@
       pick(state["plan" + number] === undefined ? -1 : Number(state["plan" + number]));
     }
     restore();
+    restores.push(restore);
   });
 
   // plans are in the page as gzip; who cannot unpack them here takes them packed
@@ -379,8 +383,8 @@
     if (target.tabIndex < 0 && target.hasAttribute("tabindex")) { target.focus({ preventScroll: true }); }
   }
   window.addEventListener("hashchange", function () {
-    // a link within the page keeps the state
-    if (location.hash.indexOf("=") < 0) { writeState(); }
+    // a link within the page keeps the state, unless it leads to one
+    if (location.hash.indexOf("=") < 0) { writeState(); } else { readState(); restores.forEach(function (restore) { restore(); }); }
     open();
   });
   open();

@@ -6,6 +6,7 @@ Needs Chromium (``VITSENSE_CHROMIUM`` or ``/usr/bin/chromium``); skipped without
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import os
 import shutil
@@ -19,7 +20,7 @@ from training_record import several_trainings
 
 from vitsense.plan.again import plan_at
 from vitsense.report import compose, write_comparison, write_report
-from vitsense.report.document import Document
+from vitsense.report.document import Document, ModelReport
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -279,23 +280,87 @@ def test_the_keyboard_skips_rows_that_are_filtered_out(visit: Any) -> None:
     assert (first != second, focused) == (True, second)
 
 
+def slide(page: Any, model: ModelReport, number: int, at: int) -> None:
+    """Move the slider to a point of the front; the plan in force has a stop of its own."""
+    place = model.what_if.place if model.what_if is not None else 0
+    page.locator(f"#slider-{number}").fill(str(at + (at >= place)))
+
+
 def test_the_slider_shows_the_plans_that_were_computed(visit: Any, document: Document) -> None:
     page = visit()
     model = document.models[1]
     bits = page.locator("#heat-1 .bits b")
     assert bits.all_text_contents() == [str(row.bits) for row in model.rows]
     for point in (0, 7, len(model.front) - 1):
-        page.locator("#slider-1").fill(str(point))
+        slide(page, model, 1, point)
         front = model.front[point]
         assert bits.all_text_contents() == [str(b) for b in front.bits]
         picked = page.locator("#heat-1 td.pick").count()
         assert picked == len(model.rows)
         words = page.locator("#slider-1-out").inner_text()
-        assert f"{front.avg_bits:.2f} bits, {front.size_mb:.2f} MB" in words
-        command = f"vitsense plan RUN --model {model.key} --point {front.number}"
-        assert words.endswith(command)
+        assert words.startswith(f"Point {front.number}: {front.avg_bits:.2f} bits, ")
+        assert f" {front.size_mb:.2f} MB, {front.bitops_g:.2f} " in words
+        by = page.locator("#whatif-1 .by code").inner_text()
+        assert by == (
+            f"vitsense plan run --model {model.key} --point {front.number} "
+            f"--out plan-{model.key}-point-{front.number}.json"
+        )
     page.locator("#model-1 .reset").click()
     assert bits.all_text_contents() == [str(row.bits) for row in model.rows]
+
+
+def test_the_plan_in_force_is_a_stop_of_the_line_with_its_numbers(
+    visit: Any, document: Document
+) -> None:
+    page = visit()
+    model, slider = document.models[0], page.locator("#slider-0")
+    shown = model.what_if
+    assert shown is not None
+    out = page.locator("#slider-0-out")
+    words = out.inner_text().replace("\u00a0", " ")
+    plan = shown.plan
+    assert words.startswith(
+        f"The {shown.called}: {plan.bits} bits, {plan.size} MB, {plan.bitops} \u00d7 10\u2079 bit"
+    )
+    assert f"measured as a whole: {plan.measured} points" in words
+    assert slider.input_value() == str(shown.place)
+    mark = page.locator("#whatif-0 .marks b:not(.o)").bounding_box()
+    line = slider.bounding_box()
+    at = line["x"] + 8 + (line["width"] - 16) * shown.place / len(model.front)
+    assert abs(mark["x"] + mark["width"] / 2 - at) < 2
+    # by keyboard away from it, to its neighbour, and back to it
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert out.inner_text().startswith(f"Point {model.front[shown.place].number}: ")
+    assert slider.get_attribute("aria-valuetext") == out.inner_text().removesuffix(".")
+    assert page.url.endswith(f"plan0={shown.place}")
+    page.keyboard.press("ArrowLeft")
+    assert out.inner_text().replace("\u00a0", " ") == words
+    assert "plan0" not in page.url
+    assert page.locator("#whatif-0 .reset").get_attribute("aria-pressed") == "true"
+
+
+def test_measured_plans_are_marked_and_one_press_away(visit: Any, document: Document) -> None:
+    page = visit()
+    model = document.models[0]
+    shown = model.what_if
+    assert shown is not None
+    wanted = [p for p in model.front if p.plan not in ("", shown.plan.name)]
+    jumps = page.locator("#whatif-0 .go")
+    assert jumps.all_inner_texts() == [p.plan for p in wanted]
+    assert page.locator("#whatif-0 .marks .o").count() == len(wanted)
+    for jump, point in zip(jumps.all(), wanted, strict=True):
+        jump.click()
+        words = page.locator("#slider-0-out").inner_text().replace("\u00a0", " ")
+        assert words.startswith(f"Point {point.number}: ")
+        assert words.endswith(f"measured as a whole ({point.plan}): {point.measured} points.")
+    beside = page.locator("#whatif-0 .aside li").all_inner_texts()
+    assert [text.partition(":")[0] for text in beside] == [row.name for row in shown.aside]
+    # an address that is followed within the page moves the slider as well
+    page.evaluate("location.hash = 'whatif-0&plan0=2'")
+    page.wait_for_function(
+        "document.getElementById('slider-0-out').textContent.startsWith('Point 2:')"
+    )
 
 
 def downloaded(page: Any, click: Any, folder: Path) -> Path:
@@ -308,8 +373,18 @@ def downloaded(page: Any, click: Any, folder: Path) -> Path:
 
 def test_the_plan_of_the_page_is_the_file_of_the_run(visit: Any, run: Any, tmp_path: Path) -> None:
     page = visit(accept_downloads=True)
-    for click in (page.locator("#model-0 .plan").click, page.locator("#model-0 .save").click):
-        assert downloaded(page, click, tmp_path).read_text() == run.plan_path().read_text()
+    button = page.locator("#model-0 .save")
+    assert button.inner_text() == "Download plan.json"
+    assert downloaded(page, button.click, tmp_path).read_text() == run.plan_path().read_text()
+    assert not page.locator("#model-0 .plan").is_visible()  # one button for one file
+
+
+def test_without_scripts_the_plan_is_taken_packed(visit: Any, run: Any, tmp_path: Path) -> None:
+    page = visit(accept_downloads=True, java_script_enabled=False)
+    link = page.locator("#model-0 .plan")
+    assert link.inner_text() == "Download plan.json (packed: plan.json.gz)"
+    packed = downloaded(page, link.click, tmp_path).read_bytes()
+    assert gzip.decompress(packed) == run.plan_path().read_bytes()
 
 
 def test_the_plan_to_deploy_can_be_taken_from_the_first_screen(
@@ -344,7 +419,7 @@ def test_a_picked_plan_is_byte_for_byte_what_the_program_writes(
     page.locator(f"#filter-{number}").fill("1")
     model = document.models[number]
     for at in (0, 9, len(model.front) - 1):
-        page.locator(f"#slider-{number}").fill(str(at))
+        slide(page, model, number, at)
         taken = downloaded(page, page.locator(f"#model-{number} .save").click, tmp_path)
         plan, path = plan_at(
             run, model.front[at].number, model=model.key, out=tmp_path / "by-program.json"
@@ -368,7 +443,7 @@ def test_every_control_can_be_reached_by_keyboard(visit: Any) -> None:
             )
         )
     wanted = {"theme", "slider-0", "filter-0", "role-0", "block-0", "group-0", "csv", "reset"}
-    wanted |= {"save", "file-0", "slider-1", "filter-1"}
+    wanted |= {"save", "go", "slider-1", "filter-1"}
     assert wanted <= reached
     assert "skip" in reached
 

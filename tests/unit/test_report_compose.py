@@ -16,6 +16,7 @@ from report_record import IMAGES, WIDTHS
 
 from vitsense import cli
 from vitsense.compare.plan_names import plan_name
+from vitsense.decimals import MINUS
 from vitsense.errors import InputMissingError, SchemaVersionError, UserInputError
 from vitsense.report import compose
 from vitsense.report.compose_model import LEVELS, WORST, heat_level
@@ -125,7 +126,14 @@ def test_a_plan_that_was_solved_again_is_not_taken_for_the_measured_one(tmp_path
     plan = json.loads(run.plan_path().read_text())
     plan |= {"budget": "avg-bits=5", "measured": None}
     run.plan_path().write_text(json.dumps(plan))
-    assert "(avg-bits=5) and not measured" in compose(run).models[0].verdict[-1]
+    model = compose(run).models[0]
+    assert "(avg-bits=5) and not measured" in model.verdict[-1]
+    shown = model.what_if
+    assert shown is not None
+    assert (shown.called, shown.plan.measured) == ("plan of plan.json", "\u2013")
+    # what the run measured is then one of the others
+    others = {row.name for row in shown.aside} | {point.plan for point in model.front}
+    assert plan_name("recommended") in others - {shown.plan.name}
 
 
 def test_the_table_of_whole_plans_says_which_hold(run: RunFolder, document: Document) -> None:
@@ -168,6 +176,46 @@ def test_the_average_bits_of_a_front_point_admit_it_as_a_budget(
     exact = table[table["model"] == document.models[0].key]["avg_bits"]
     for shown, value in zip(document.models[0].front, exact, strict=True):
         assert value - 1e-9 <= shown.avg_bits <= value + 1e-3
+
+
+def test_a_point_of_the_front_is_marked_when_a_plan_of_its_very_bits_was_measured(
+    run: RunFolder, document: Document
+) -> None:
+    joint, bits = run.table("joint").set_index(["model", "plan"]), run.table("pareto_bits")
+    for model in document.models:
+        mine = bits[bits["model"] == model.key]
+        for point in model.front:
+            widths = set(mine[mine["point"] == point.number]["bits"])
+            if len(widths) == 1:
+                measured = joint.loc[(model.key, f"uniform-{next(iter(widths))}")]
+                assert point.measured.startswith(f"{measured['drop']:.1f} (".replace("-", MINUS))
+        assert model.front[-1].plan == "8 bits everywhere"  # the widest plan is the right end
+
+
+def test_every_measured_plan_that_may_be_taken_is_on_the_line_or_beside_it(
+    run: RunFolder, document: Document
+) -> None:
+    for model in document.models:
+        shown = model.what_if
+        assert shown is not None
+        joint = run.table("joint").query("model == @model.key")
+        wanted = {plan_name(p) for p in joint["plan"] if not p.startswith(("random-", "only-"))}
+        beside = {row.name for row in shown.aside}
+        on_line = {point.plan for point in model.front} - {""}
+        assert beside | on_line | {shown.plan.name} == wanted
+        assert not beside & on_line
+        before = [point for point in model.front if point.avg_bits < float(shown.plan.bits)]
+        assert abs(shown.place - len(before)) <= 1
+
+
+def test_commands_of_the_slider_name_the_folder_of_the_run(tmp_path: Path) -> None:
+    made = make_run(tmp_path / "vitsense-runs" / "a run", 8, ["vit", "net"])
+    first, second = (model.what_if for model in compose(made).models)
+    assert first is not None
+    assert second is not None
+    assert first.command == "vitsense plan 'vitsense-runs/a run' --point"
+    assert second.command == "vitsense plan 'vitsense-runs/a run' --model net --point"
+    assert (first.file, second.file) == ("plan.json", "plan-net.json")
 
 
 def test_cards_carry_number_interval_symbol_and_word(run: RunFolder, document: Document) -> None:
@@ -348,7 +396,7 @@ def test_a_run_before_its_plan_has_no_recommendation(tmp_path: Path) -> None:
         (run.path / f"{name}.csv").unlink()
     run.plan_path().unlink()
     model = compose(run).models[0]
-    assert model.avg_bits == 0
+    assert model.what_if is None
     assert {row.bits for row in model.rows} == {0}
     assert model.front == ()
 

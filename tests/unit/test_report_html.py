@@ -258,6 +258,25 @@ def test_the_plan_can_be_taken_from_the_page(document: Document, page: Page) -> 
     assert plans == [*(t.json for t in taken), *(model.plan_json for model in document.models)]
 
 
+def test_a_link_says_which_file_it_gives(document: Document, html: str) -> None:
+    for name in ("plan.json", "plan-resnet_made_up.json"):
+        assert f"Download {name}<span> (packed: {name}.gz)</span>" in html
+        assert f"download={name}.gz" in html
+
+
+def test_the_table_of_the_front_has_the_plan_in_force_in_its_place(
+    document: Document, html: str
+) -> None:
+    tables = re.findall(r"<table class=front>.*?</table>", html, flags=re.DOTALL)
+    for table, model in zip(tables, document.models, strict=True):
+        shown = model.what_if
+        assert shown is not None
+        heads = re.findall(r"<tr(?: class=chosen)?><th>([^<]*)", table.partition("<tbody>")[2])
+        numbers = [str(point.number) for point in model.front]
+        assert heads == [*numbers[: shown.place], shown.called, *numbers[shown.place :]]
+        assert f"<td>{shown.plan.size}<td>{shown.plan.bitops}" in table
+
+
 def test_the_script_gets_the_bits_of_every_front_point(document: Document, page: Page) -> None:
     data = json.loads(page.data)
     for given, model in zip(data["models"], document.models, strict=True):
@@ -266,7 +285,7 @@ def test_the_script_gets_the_bits_of_every_front_point(document: Document, page:
             named = dict(zip(data["names"], point, strict=False))
             assert tuple(formats[ord(c) - 48][0] for c in named["choices"]) == front.bits
             place = given["writer"]["cost"].index("avg_bits")
-            said = float(named["text"][1].split()[place])
+            said = float(named["text"].split()[1 + place])
             assert said == pytest.approx(front.avg_bits, abs=1e-3)
 
 

@@ -66,6 +66,11 @@ def headline_of(joint: pd.DataFrame) -> str:
     return visible(f"{line}.")
 
 
+def called(known_of: Judgement | None) -> str:
+    """What the plan that was searched for is called: recommended only where it is known to hold."""
+    return "recommended plan" if known_of is Judgement.HOLDS else "best plan within the budget"
+
+
 def deployed(joint: pd.DataFrame, there: int | None = None) -> list[str]:
     """What to deploy; where no plan is known to hold, what to do. Nothing without a plan.
 
@@ -170,7 +175,7 @@ def why_mixed(joint: pd.DataFrame) -> list[str]:
     if chosen is None or same is None:
         return []
     known_of = judged(joint)["recommended"]
-    plan = "recommended plan" if known_of is Judgement.HOLDS else "best plan within the budget"
+    plan = called(known_of)
     takes = f"takes {_operations(chosen, plans)}; bits on average count weights only"
     if known_of is Judgement.BREAKS:
         return [visible(f"The {plan} {takes}.")]

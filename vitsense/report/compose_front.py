@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from vitsense.compare.plan_names import plan_name
 from vitsense.formats import NumberFormat, format_of
 from vitsense.plan.again import FrontPlan, front_plans
 from vitsense.plan.make import nats, next_narrower, share_of, stored_as
@@ -136,7 +137,7 @@ def _point(
     return FrontPoint(
         number=int(row["point"]),
         # rounded up: as a budget it must still admit this point
-        avg_bits=math.ceil(1000 * float(row["avg_bits"]) - 1e-6) / 1000,
+        avg_bits=math.ceil(1e6 * float(row["avg_bits"]) - 1e-3) / 1e6,
         size_mb=round(float(row["size_mb"]), 4),
         bitops_g=round(float(row["bitops_g"]), 4),
         drop=round(float(row["predicted_drop"]), 3),
@@ -145,6 +146,7 @@ def _point(
         bits=tuple(forms[name].bits if name in forms else 0 for name in order),
         labels=tuple(forms[name].label if name in forms else "\u2013" for name in order),
         measured=row["measured"],
+        plan=row["plan"],
         **written,
     )
 
@@ -155,10 +157,11 @@ def _percent(share: str) -> int:
 
 
 def _measured(pareto: pd.DataFrame, joint: pd.DataFrame) -> pd.DataFrame:
-    """A column with the measured loss of the points that were measured as whole plans."""
-    plans = joint[~joint["plan"].str.startswith(("only-", "uniform-"))].to_dict("records")
+    """Columns with name and measured loss of the points that were measured as whole plans."""
+    # one of equal bits is called so, also where the solver found the same
+    plans = joint[~joint["plan"].str.startswith("only-")].to_dict("records")
 
-    def words(point: pd.Series) -> str:
+    def found(point: Mapping[str, Any]) -> tuple[str, str]:
         for row in plans:
             same = (
                 math.isclose(row[k], point[k], rel_tol=1e-9)
@@ -166,10 +169,11 @@ def _measured(pareto: pd.DataFrame, joint: pd.DataFrame) -> pd.DataFrame:
             )
             if all(same):
                 value, low, high = loss_of(row)
-                return f"{number(value)} ({span(low, high)})"
-        return ""
+                return plan_name(str(row["plan"])), f"{number(value)} ({span(low, high)})"
+        return "", ""
 
-    return pareto.assign(measured=[words(point) for _, point in pareto.iterrows()])
+    known = [found(point) for point in pareto.to_dict("records")]
+    return pareto.assign(plan=[name for name, _ in known], measured=[loss for _, loss in known])
 
 
 def _parts(plan: Plan) -> tuple[str, ...]:

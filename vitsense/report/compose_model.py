@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitsense.compare.best_known import better_formats
 from vitsense.compare.groups import role_label
-from vitsense.compare.plan_names import plan_name
 from vitsense.decimals import listed
-from vitsense.decimals import predicted as predicted_words
 from vitsense.formats import NumberFormat, format_of
 from vitsense.plan.measured import is_measured
 from vitsense.plan.plan import Plan
@@ -22,12 +20,8 @@ from vitsense.report.compose_front import front_of
 from vitsense.report.compose_prices import more_bits
 from vitsense.report.compose_sheets import sheets
 from vitsense.report.compose_verdict import cards_of, measured_worst, sentences_of
-from vitsense.report.document import (
-    HeatCell,
-    ModelReport,
-    ModuleRow,
-    PlanRow,
-)
+from vitsense.report.compose_what_if import plan_row, what_if
+from vitsense.report.document import HeatCell, ModelReport, ModuleRow, PlanRow
 from vitsense.report.formatters import (
     count,
     known,
@@ -72,6 +66,7 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
     plan_json = plan_path.read_text(encoding="utf-8") if plan is not None else ""
     taken = plan_to_deploy(source, entry, plan_json)
     front, writer = front_of(source, entry)
+    plans = tuple(_plan_rows(joint))
     rows = _rows(mine["modules"], sensitivity, plan, forms, sheets(source, key, planned_bits))
     prices = more_bits(mine["modules"], sensitivity, plan)
     rows = [
@@ -105,10 +100,10 @@ def compose_model(source: Source, entry: Mapping[str, Any]) -> ModelReport:
         rows=tuple(_with_divergence(row) for row in rows) if by_divergence else tuple(rows),
         roles=tuple((role_label(name), name) for name in dict.fromkeys(mine["modules"]["role"])),
         worst=_worst(mine["modules"], sensitivity),
-        plans=tuple(_plan_rows(joint)),
+        plans=plans,
         front=front,
         writer=writer,
-        avg_bits=round(plan.cost["avg_bits"], 3) if plan is not None and plan.cost else 0.0,
+        what_if=what_if(source, entry, plan, joint, front, plans),
         marks=tuple(_marks(_once(joint[~joint["plan"].str.startswith("random-")]))),
         coverage=tuple(
             (row["name"], row["operation"], row["reason"], count(int(row["params"])))
@@ -342,25 +337,7 @@ def _once(joint: pd.DataFrame) -> pd.DataFrame:
 def _plan_rows(joint: pd.DataFrame) -> Iterator[PlanRow]:
     known_of = judged(joint)
     for row in _once(joint).to_dict("records"):
-        yield _plan_row(row, known_of[row["plan"]].value if may_be_taken(row) else "\u2013")
-
-
-def _plan_row(row: Mapping[str, Any], judged_as: str) -> PlanRow:
-    value, low, high = loss_of(row)
-    predicted = "\u2013"
-    if known(row["predicted_drop"]):
-        ends = (float(row[f"predicted_{end}"]) for end in ("drop", "low", "high"))
-        predicted = predicted_words(*ends)
-    return PlanRow(
-        name=plan_name(str(row["plan"])),
-        bits=f"{row['avg_bits']:.2f}",
-        size=f"{row['size_mb']:.2f}",
-        bitops=f"{row['bitops_g']:.2f}",
-        predicted=predicted,
-        measured=f"{number(value)} ({span(low, high)})",
-        divergence=_nats(row),
-        judged=judged_as,
-    )
+        yield plan_row(row, known_of[row["plan"]].value if may_be_taken(row) else "\u2013")
 
 
 def _marks(plans: pd.DataFrame) -> list[tuple[str, float, float, float, float]]:

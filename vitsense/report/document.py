@@ -115,6 +115,8 @@ class FrontPoint:
     """Of the formats, in the same order."""
     measured: str
     """The loss of this very plan, where it was measured as a whole."""
+    plan: str
+    """Name of that measured plan; empty if it was not measured."""
     choices: str
     """One letter per module: the place of its format in `PlanWriter.formats`, from ``0``."""
     shares: str
@@ -123,6 +125,25 @@ class FrontPoint:
     cost: str
     predicted: str
     """These three as they stand in the plan's file; of cost and prediction the values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhatIf:
+    """The plan in force among the points of the front, and measured plans that are not on it."""
+
+    called: str
+    """What the plan is called: ``recommended plan``; made again since the run, by its file."""
+    plan: PlanRow
+    place: int
+    """Points of the front that have fewer bits."""
+    file: str
+    """Name of its file, ``plan.json``."""
+    folder: str
+    """The run's folder as a printed command names it."""
+    command: str
+    """What writes the plan of a point, up to its number."""
+    aside: tuple[PlanRow, ...]
+    """Measured plans that are not on the line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +213,8 @@ class ModelReport:
     plans: tuple[PlanRow, ...]
     front: tuple[FrontPoint, ...]
     writer: PlanWriter | None
-    avg_bits: float
-    """Of the recommended plan; 0 if there is none."""
+    what_if: WhatIf | None
+    """What the slider shows besides the points of the front; None without a front or a plan."""
     marks: tuple[tuple[str, float, float, float, float], ...]
     """Measured plans in the Pareto figure: name, size (MB), loss, low, high."""
     coverage: tuple[tuple[str, str, str, str], ...]

@@ -220,21 +220,23 @@ def _page_data(document: Document) -> dict[str, Any]:
     return {"reasons": REASONS, "names": POINT, "models": models}
 
 
-POINT = ("point", "measured", "choices", "shares", "text", "labels", "numbers")
+POINT = ("point", "choices", "shares", "text", "labels")
 """What the values of a point of a front are, in order."""
 
 
 def _front_data(model: ModelReport) -> dict[str, Any]:
-    """Points of the front; numbers that the plan's own text has as well are not said twice."""
+    """Points of the front; their numbers are read from the page's table of them."""
     front = []
+    # every point's budget is its average bits
+    ahead = "".join(model.front[0].budget.partition("=")[:2]) if model.front else ""
     for p in model.front:
-        text = [p.budget, p.cost, p.predicted]
-        values: tuple[Any, ...] = (p.number, p.measured, p.choices, p.shares, text)
+        text = f"{p.budget[len(ahead) :]} {p.cost} {p.predicted}"
+        values: tuple[Any, ...] = (p.number, p.choices, p.shares, text)
         if model.writer is None:
-            numbers = (p.avg_bits, p.size_mb, p.bitops_g, p.drop, p.low, p.high)
-            values += (p.labels, numbers)
+            values += (p.labels,)
         front.append(values)
-    return {"front": front, "roles": dict(model.roles), "writer": _writer(model.writer)}
+    roles = dict(model.roles)
+    return {"front": front, "ahead": ahead, "roles": roles, "writer": _writer(model.writer)}
 
 
 def _writer(writer: PlanWriter | None) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitsense.compare.best_known import best_known
 from vitsense.errors import InputMissingError, SiteMismatchError
-from vitsense.runfolder import RunFolder
+from vitsense.runfolder import DEFAULT_ROOT, RunFolder
 from vitsense.schemas import SCHEMAS
 from vitsense.trainings import AblationFolder, TrainingFolder, finished_in
 
@@ -64,6 +64,16 @@ class Source:
                 f"{folder.path} trained {model['key']} with the weights {model['weights_digest']}; "
                 f"{self.run.path} measured {held}. Its own report: vitsense report {folder.path}"
             )
+
+    @property
+    def shown_path(self) -> str:
+        """The run's folder for a printed command, from where runs without a folder are made.
+
+        Relative, so that a report says nothing of the machine that made it.
+        """
+        path = self.run.path.resolve()
+        inside = path.parent.name == DEFAULT_ROOT.name
+        return f"{DEFAULT_ROOT.name}/{path.name}" if inside else path.name
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -8,9 +8,6 @@ from vitsense.provenance import without_option
 from vitsense.report.section import Words
 from vitsense.report.source import Source
 
-_FOLDER = "vitsense-runs"
-"""Where runs go whose command names no folder."""
-
 
 def ended_early(source: Source) -> str:
     """Why the run is not complete, ``the time budget of 1200 s ended``; empty if it is."""
@@ -25,9 +22,7 @@ def completing_command(source: Source) -> str:
     commands = source.record.get("commands") or [["vitsense", "analyze"]]
     words = without_option(commands[-1], "--budget-time")
     if not any(word == "--out" or word.startswith("--out=") for word in words):
-        path = source.run.path
-        inside = f"{_FOLDER}/" if path.parent.name == _FOLDER else ""
-        words += ["--out", f"{inside}{path.name}"]
+        words += ["--out", source.shown_path]
     return shlex.join(words)
 
 
