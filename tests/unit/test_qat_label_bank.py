@@ -223,7 +223,7 @@ def test_the_command_that_follows_a_bank_is_accepted(
     assert words[:2] == ["vitsense", "qat"]
     more = ["--model", "zoo/glyph_resnet", "--out", "new", "--batch-size", "8"]
     assert _stopped_when_accepted(monkeypatch, [*words, *more]) == 2
-    assert capsys.readouterr().err == "Error: accepted\n"
+    assert capsys.readouterr().err.endswith("Error: accepted\n")
     without = words[: words.index("--images")]
     assert _stopped_when_accepted(monkeypatch, [*without, *more]) == 2
     assert "vitsense distill --images 3600, or give --images 8." in capsys.readouterr().err
