@@ -22,7 +22,7 @@ EXPLAINED = 12
 LITTLE = 1.0
 """Percentage points that are little to lose."""
 
-_NEARLY = 1.02, 1.05  # how much larger a plan is that is nearly as small: any, and of equal bits
+_NEARLY = 0.02, 0.05  # by how much of the size a plan may be another: any, and of equal bits
 
 _OFTEN = 0.8  # how often so many images as are asked for shall tell
 
@@ -106,7 +106,11 @@ def nearly_as_small(joint: pd.DataFrame) -> tuple[dict[str, Any], Judgement] | N
     for row in filter(may_be_taken, joint.to_dict("records")):
         name, times = str(row["plan"]), float(row["size_mb"]) / float(best["size_mb"])
         equal = name.startswith("uniform-")
-        if name == best["plan"] or times > _NEARLY[equal] or known[name] is Judgement.BREAKS:
+        if (
+            name == best["plan"]
+            or abs(times - 1) > _NEARLY[equal]
+            or known[name] is Judgement.BREAKS
+        ):
             continue
         holds = known[name] is Judgement.HOLDS
         # where operations were not counted they are all 0; what does not hold must be simpler

@@ -84,8 +84,7 @@ def deployed(joint: pd.DataFrame, there: int | None = None) -> list[str]:
     best = smallest_holding(joint)
     if best is not None:
         lost = "" if best["plan"] == "recommended" else _lost(best)
-        instead = _instead(joint, best)
-        return [f"{_taken(best, plans)}, the smallest measured plan that holds.{lost}{instead}"]
+        return [f"{_taken(best, plans)}, the smallest measured plan that holds.{lost}"]
     rows = sorted(filter(may_be_taken, plans.values()), key=lambda row: float(row["kl"]))
     if all(loss_of(row)[1] > LITTLE for row in rows):
         least = min(rows, key=lambda row: loss_of(row)[2])
@@ -100,20 +99,24 @@ def deployed(joint: pd.DataFrame, there: int | None = None) -> list[str]:
     ]
 
 
-def _instead(joint: pd.DataFrame, best: Mapping[str, Any]) -> str:
-    """A plan of nearly the same size that takes fewer bit operations, as a sentence."""
-    found = nearly_as_small(joint)
-    if found is None:
-        return ""
+def instead(joint: pd.DataFrame) -> list[str]:
+    """A plan of nearly the same size as the one to deploy that takes fewer bit operations.
+
+    Args:
+        joint: ``joint.csv`` of the model.
+    """
+    found, best = nearly_as_small(joint), smallest_holding(joint)
+    if found is None or best is None or "recommended" not in set(joint["plan"]):
+        return []
     row, known_of = found
     name = plan_name(str(row["plan"]))
     times = number(float(row["bitops_g"]) / float(best["bitops_g"]), 2)
     lost = loss_text(row) if not known(row["drop"]) else _plainly(row, short_form=True)
     ends = "holds, too" if known_of is Judgement.HOLDS else "may or may not hold"
-    return (
-        f" {name[:1].upper()}{name[1:]}, of nearly the same size "
+    return [
+        f"{name[:1].upper()}{name[1:]}, of nearly the same size "
         f"({row['size_mb']:.2f} MB) with {times} times its bit operations, {ends}: it {lost}."
-    )
+    ]
 
 
 def _more_images(row: Mapping[str, Any], there: int | None) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vitsense.compare.plan_names import plan_name
 from vitsense.decimals import listed
 from vitsense.formats import NumberFormat, format_of
-from vitsense.report.compose_deploy import deployed, how_to_take, why_mixed
+from vitsense.report.compose_deploy import deployed, how_to_take, instead, why_mixed
 from vitsense.report.document import Card, Deployed, Status
 from vitsense.report.formatters import (
     MINUS,
@@ -39,7 +39,7 @@ def sentences_of(
     there: int | None = None,
 ) -> list[str]:
     """What to deploy and why, and which modules cost most, with their bits in the plan."""
-    first = " ".join([*deployed(joint, there), *how_to_take(taken)])
+    first = " ".join([*deployed(joint, there), *how_to_take(taken), *instead(joint)])
     worst = worst_of(plan, sensitivity, dict(taken.bits) if taken and taken.json else None)
     lines = (*filter(None, [first]), *why_mixed(joint), *worst)
     return [visible(line) for line in lines]
