@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from pathlib import Path
@@ -198,7 +197,7 @@ def _usual_name(plan_path: Path | None, recipe: str) -> str:
 
 def _first() -> bool:
     """Whether this process speaks for all that torchrun started."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return session().place.rank == 0
 
 
 def _there(run: RunFolder | None) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from vitsense.qat.train import train
 from vitsense.qat.training_images import training_source
 from vitsense.runfolder import atomic_write
 from vitsense.sensitivity.interval import t_quantile
+from vitsense.team import Place
 from vitsense.trainings import ABLATION_TABLE, TrainingFolder, budget_words
 
 FULL = "full"
@@ -138,7 +138,7 @@ def ablate(
         f"{counted(len(chosen) * len(seeds), 'training')}, into {where}"
     )
     with ExitStack() as held:
-        if int(os.environ.get("RANK", "0")) == 0:  # the processes of torchrun work together
+        if Place.of_environment().rank == 0:  # the processes of torchrun work together
             held.enter_context(sole_writer(where, progress))
         found: list[Ablation] = []
         for name, recipe in chosen.items():

@@ -54,16 +54,18 @@ def headline_of(joint: pd.DataFrame) -> str:
         return ""
     known_of = judged(joint)["recommended"]
     size = f"{chosen['avg_bits']:.1f} bits on average over its weights ({chosen['size_mb']:.2f} MB)"
-    verb = {
-        Judgement.HOLDS: "The recommended plan holds",
-        Judgement.UNCERTAIN: "The best plan within the budget may or may not hold",
-        Judgement.BREAKS: "The best plan within the budget breaks",
-    }[known_of]
-    line = f"{verb} at {size}: it {_plainly(chosen)}"
+    line = f"The {called(known_of)} {_DOES[known_of]} at {size}: it {_plainly(chosen)}"
     same = plans.get(_uniform(chosen))
     if same is not None:
         line += f"; {plan_name(same['plan'])} {_plainly(same, short_form=True)}"
     return visible(f"{line}.")
+
+
+_DOES = {
+    Judgement.HOLDS: "holds",
+    Judgement.UNCERTAIN: "may or may not hold",
+    Judgement.BREAKS: "breaks",
+}
 
 
 def called(known_of: Judgement | None) -> str:

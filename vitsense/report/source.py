@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -55,6 +56,11 @@ class Source:
 
         for folder in more:
             self._refuse_other_weights(folder)
+
+    @cached_property
+    def trained(self) -> tuple[tuple[TrainingFolder, dict[str, Any]], ...]:
+        """The trainings with their records, which several parts of the report ask for."""
+        return tuple((folder, folder.read_record()) for folder in self.trainings)
 
     def _refuse_other_weights(self, folder: TrainingFolder | AblationFolder) -> None:
         model = folder.read_record()["model"]
